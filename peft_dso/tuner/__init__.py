@@ -1,0 +1,24 @@
+"""The PEFT tuner "DSO": an affine pair behind each norm, and the strength that scales it."""
+
+from .config import DSOConfig
+from .layer import DSOAffine, DSOLayer
+from .model import DSOModel
+from .registration import register
+from .sites import Site, find_sites, is_norm
+from .strength import get_steering_strength, set_steering_strength, steering_strength
+
+
+__all__ = [
+    "DSOAffine",
+    "DSOConfig",
+    "DSOLayer",
+    "DSOModel",
+    "Site",
+    "find_sites",
+    "get_steering_strength",
+    "is_norm",
+    "set_steering_strength",
+    "steering_strength",
+]
+
+register(DSOConfig, DSOModel)

@@ -1,0 +1,359 @@
+"""The DSO tuner: puts a [`DSOLayer`] around each targeted norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Optional
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import nn
+
+from . import strength as _strength
+from .config import DSOConfig
+from .layer import DSOLayer
+from .sites import default_site_names, find_sites, fingerprint, in_language_backbone, is_target
+
+
+class DSOModel(BaseTuner):
+    """
+    Steers a frozen model with an affine pair behind each norm (DSO, arXiv 2512.15926).
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The model to be adapted.
+        config ([`DSOConfig`]): The configuration of the DSO model.
+        adapter_name (`str`): The name of the adapter, defaults to `"default"`.
+        low_cpu_mem_usage (`bool`, *optional*, defaults to `False`):
+            Create empty adapter weights on meta device. Useful to speed up the loading process.
+
+    Returns:
+        `torch.nn.Module`: The DSO model.
+
+    Raises:
+        ValueError: the config matches no norm or something else than a norm, or the base model is not the one that the
+            config was made for.
+
+    Example:
+
+        ```py
+        >>> from transformers import AutoModelForCausalLM
+        >>> from peft import get_peft_model
+        >>> import peft_dso
+
+        >>> model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen2.5-0.5B-Instruct")
+        >>> model = get_peft_model(model, peft_dso.DSOConfig(task_type="CAUSAL_LM"))
+        >>> model.set_steering_strength(0.4)
+        ```
+
+    **Attributes**:
+        - **model** ([`~transformers.PreTrainedModel`]) -- The model to be adapted.
+        - **peft_config** ([`DSOConfig`]): The configuration of the DSO model.
+    """
+
+    prefix: str = "dso_"
+    tuner_layer_cls = DSOLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    # --- injection ---------------------------------------------------------------------------------------------------
+
+    def _prepare_adapter_config(self, peft_config: DSOConfig, model_config: dict[str, Any]) -> DSOConfig:
+        sites = find_sites(self.model, peft_config)  # raises before anything is changed
+        found = fingerprint(self.model, len(sites))
+        expected = peft_config.base_fingerprint
+        if expected is not None:
+            differing = [
+                f"{key} {expected[key]!r}, here {found.get(key)!r}" for key in expected if expected[key] != found.get(key)
+            ]
+            if differing:
+                raise ValueError(
+                    "This DSO adapter was made for another base model: " + "; ".join(differing) + ". Load it on "
+                    f"{peft_config.base_model_name_or_path or 'the model it was trained on'}, or, for a new adapter, "
+                    "make a new DSOConfig."
+                )
+        peft_config.base_fingerprint = found
+        if peft_config.target_modules is None:
+            peft_config.target_modules = default_site_names(self.model)  # type: ignore[assignment]  # a set, as in PEFT
+        if isinstance(peft_config.steering_strength, dict):
+            for pattern in peft_config.steering_strength:
+                if not any(_strength.pattern_value({pattern: True}, site.name) for site in sites):
+                    raise ValueError(f"steering_strength: the pattern {pattern!r} matches none of the sites.")
+        return peft_config
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: DSOConfig, key: str) -> Any:
+        return is_target(peft_config, key)
+
+    def _create_and_replace(
+        self,
+        peft_config: DSOConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: Optional[str] = None,
+    ) -> None:
+        strength: Any = peft_config.steering_strength
+        if isinstance(strength, dict):
+            strength = _strength.pattern_value(strength, current_key)
+            strength = 1.0 if strength is None else strength
+        if isinstance(target, DSOLayer):
+            target.update_layer(adapter_name, peft_config, strength)
+            return
+        if not in_language_backbone(self.model, current_key):
+            rows = "none"
+        else:
+            rows = "flat" if hasattr(getattr(self.model, "config", None), "model_type") else "first"
+        layer = DSOLayer(target, adapter_name, peft_config, strength, rows)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def print_steering_sites(self, adapter_name: Optional[str] = None) -> None:
+        """
+        Print the norms that an adapter steers and the number of parameters at each, as PEFT's
+        `print_trainable_parameters` prints the total.
+
+        Args:
+            adapter_name (`str`, *optional*): which adapter; default the first active one.
+
+        Raises:
+            ValueError: there is no such adapter.
+        """
+        name = adapter_name or self.active_adapters[0]
+        chosen = _strength._selected(self.model, name)
+        rows = [
+            (site, type(self.model.get_submodule(site).get_base_layer()).__name__, sum(p.numel() for p in a.parameters()))
+            for (site, _), a in chosen.items()
+        ]
+        width = max(len(site) for site, _, _ in rows)
+        for site, module_class, count in rows:
+            print(f"{site:{width}}  {module_class:24}  {count:>9,}")
+        print(f"{len(rows)} sites, {sum(count for _, _, count in rows):,} parameters")
+
+    # --- strength ----------------------------------------------------------------------------------------------------
+
+    def set_steering_strength(self, strength: _strength.Strength, adapter_name: Optional[str] = None) -> None:
+        """See [`set_steering_strength`]."""
+        _strength.set_steering_strength(self.model, strength, adapter_name)
+
+    def get_steering_strength(self, adapter_name: Optional[str] = None) -> Any:
+        """See [`get_steering_strength`]."""
+        return _strength.get_steering_strength(self.model, adapter_name)
+
+    def steering_strength(self, strength: _strength.Strength, adapter_name: Optional[str] = None) -> Any:
+        """See [`steering_strength`]: a context manager that restores the strength."""
+        return _strength.steering_strength(self.model, strength, adapter_name)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """
+        What `PeftModel` runs `forward` and `generate` in. A row's adapter (`adapter_names`) is a row's strength: that of
+        the adapter for its own rows, 0 for the others. `generate` repeats each row for beams and returned sequences.
+        """
+        adapter_names: Optional[list[str]] = kwargs.get("adapter_names")
+        repeats = _sequences_per_row(self.model, kwargs)
+        if adapter_names is None and repeats == 1:
+            yield
+            return
+        layers = [module for module in self.model.modules() if isinstance(module, DSOLayer)]
+        if adapter_names is not None:
+            self._check_adapter_names(adapter_names, layers)
+        saved = [(layer, layer.active_adapter, {n: a.strength for n, a in layer.dso_affine.items()}) for layer in layers]
+        try:
+            for layer in layers:
+                layer.row_repeats = repeats
+                if adapter_names is None:
+                    continue
+                used = [name for name in dict.fromkeys(adapter_names) if name in layer.dso_affine]
+                layer._active_adapter = used  # not set_adapter, which would touch requires_grad
+                for name in used:
+                    affine = layer.dso_affine[name]
+                    own = torch.tensor([other == name for other in adapter_names], device=affine.strength.device)
+                    affine.strength = own * affine.strength
+            yield
+        finally:
+            for layer, active, strengths in saved:
+                layer.row_repeats = 1
+                layer._active_adapter = active
+                for name, value in strengths.items():
+                    layer.dso_affine[name].strength = value
+
+    def _check_adapter_names(self, adapter_names: list[str], layers: Sequence[DSOLayer]) -> None:
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode. Call model.eval() first.")
+        unknown = sorted(set(adapter_names) - set(self.peft_config) - {"__base__"})
+        if unknown:
+            raise ValueError(f"adapter_names: {unknown[0]!r} is not loaded. Loaded: {', '.join(self.peft_config)}.")
+        if any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.model.modules()):
+            raise ValueError("adapter_names: not possible with modules_to_save, which cannot be chosen per row.")
+        if any(isinstance(m, BaseTunerLayer) and not isinstance(m, DSOLayer) for m in self.model.modules()):
+            raise ValueError("adapter_names: the model also has adapters of another kind, which would ignore it.")
+        if any(layer.merged for layer in layers):
+            raise ValueError("adapter_names: an adapter is merged into all rows. Call unmerge_adapter() first.")
+        if any(layer.rows == "none" for layer in layers):
+            raise ValueError("adapter_names: a norm of a vision or audio tower is steered, whose inputs are not rows.")
+        for layer in layers:
+            for affine in layer.dso_affine.values():
+                if affine.strength.dim() and affine.strength.shape[0] != len(adapter_names):
+                    raise ValueError(
+                        f"adapter_names has {len(adapter_names)} rows, the strength {affine.strength.shape[0]}."
+                    )
+
+    # --- merging -----------------------------------------------------------------------------------------------------
+
+    def _check_foldable(self, adapter_names: Optional[list[str]]) -> None:
+        """Try every site before the first one is changed, so that a refusal leaves the model whole."""
+        for name, layer in self.model.named_modules():
+            if isinstance(layer, DSOLayer):
+                names = layer._mergeable(adapter_names)
+                if names:
+                    try:
+                        layer.folded_weights(layer.merged_adapters + names)
+                    except ValueError as error:
+                        raise ValueError(f"Cannot merge into {name!r}: {error}") from None
+
+    def merge_adapter(self, adapter_names: Optional[list[str]] = None, safe_merge: bool = False) -> None:
+        """
+        Merge at the current strength. Exact where the norm has a bias (LayerNorm); for an RMSNorm only slopes can be
+        merged, and a shift is refused.
+
+        Args:
+            adapter_names (`list[str]`, *optional*): which adapters; default the active ones.
+            safe_merge (`bool`, defaults to `False`): refuse results that are not finite.
+
+        Raises:
+            ValueError: a site cannot take the steering; the model is unchanged then.
+        """
+        self._check_foldable(adapter_names)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: Optional[list[str]] = None,
+    ) -> nn.Module:
+        if merge:
+            self._check_foldable(adapter_names)
+        return super()._unload_and_optionally_merge(
+            merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
+        )
+
+    # --- adapters made from adapters ---------------------------------------------------------------------------------
+
+    def add_weighted_adapter(self, adapters: list[str], weights: list[float], adapter_name: str) -> None:
+        """
+        Add an adapter whose pairs are the weighted sum of others' pairs. Exact: at strength 1 it does what the others
+        do together at strengths equal to the weights.
+
+        Args:
+            adapters (`list[str]`): names of the adapters to combine.
+            weights (`list[float]`): one finite number for each.
+            adapter_name (`str`): name of the new adapter. It is not made active.
+
+        Raises:
+            ValueError: an adapter is unknown, the new name is taken, or the weights do not fit.
+        """
+        unknown = [name for name in adapters if name not in self.peft_config]
+        if unknown or not adapters:
+            raise ValueError(f"adapters={adapters!r}: name loaded adapters, of {', '.join(self.peft_config)}.")
+        if adapter_name in self.peft_config:
+            raise ValueError(f"There is an adapter {adapter_name!r} already. Delete it or choose another name.")
+        if len(weights) != len(adapters) or not all(math.isfinite(weight) for weight in weights):
+            raise ValueError(f"weights={weights!r}: give one finite number for each of the {len(adapters)} adapters.")
+        configs = [self.peft_config[name] for name in adapters]
+        if any(config.modules_to_save for config in configs):
+            raise ValueError("Adapters with modules_to_save cannot be combined: their modules do not add.")
+        layers = _strength.dso_layers(self.model)
+        sites = [site for site, layer in layers.items() if any(name in layer.dso_affine for name in adapters)]
+        self.peft_config[adapter_name] = DSOConfig(
+            task_type=configs[0].task_type,
+            base_model_name_or_path=configs[0].base_model_name_or_path,
+            target_modules=sites,
+            learn_slope=any(config.learn_slope for config in configs),
+            learn_shift=any(config.learn_shift for config in configs),
+        )
+        self.inject_adapter(self.model, adapter_name)
+        with torch.no_grad():
+            for site in sites:
+                new = layers[site].dso_affine[adapter_name]
+                for name, weight in zip(adapters, weights):
+                    old = dict(layers[site].dso_affine.items()).get(name)
+                    for vector in ("slope", "shift"):
+                        if old is not None and getattr(old, vector) is not None:
+                            getattr(new, vector).add_(getattr(old, vector), alpha=weight)
+
+    def prune(self, keep: float, adapter_name: Optional[str] = None) -> int:
+        """
+        Set the weakest neurons of an adapter exactly to zero (the paper's sparsity figure keeps 60 %). A neuron is one
+        feature of one site; its weight is |a| + |b|.
+
+        Args:
+            keep (`float`): share of the neurons to keep, in [0, 1].
+            adapter_name (`str`, *optional*): which adapter; default the first active one.
+
+        Returns:
+            `int`: the number of neurons that are not zero now.
+
+        Raises:
+            ValueError: `keep` is outside [0, 1] or the adapter is unknown.
+        """
+        if not 0 <= keep <= 1:
+            raise ValueError(f"keep is a share in [0, 1], got {keep!r}.")
+        affines = list(_strength._selected(self.model, adapter_name or self.active_adapters[0]).values())
+        with torch.no_grad():
+            sizes = torch.cat([sum(p.abs() for p in affine.parameters()).cpu() for affine in affines])
+            kept = torch.zeros_like(sizes, dtype=torch.bool)
+            kept[sizes.topk(round(keep * sizes.numel())).indices] = True
+            kept &= sizes > 0
+            for affine, mask in zip(affines, kept.split([next(a.parameters()).numel() for a in affines])):
+                for p in affine.parameters():
+                    p.mul_(mask.to(p.device))
+        return int(kept.sum())
+
+    # --- loading -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: DSOConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Check that the tensors fit before any of them is loaded: PEFT itself lets missing and surplus ones pass."""
+        remapped: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        expected = {
+            f"{site}.dso_affine.{adapter_name}.{vector}": parameter
+            for site, layer in _strength.dso_layers(model).items()
+            if adapter_name in layer.dso_affine
+            for vector, parameter in layer.dso_affine[adapter_name].named_parameters()
+        }
+        present = model.state_dict().keys() | {f"base_model.model.{key}" for key in model.state_dict()}
+        problems = [f"{key} is missing" for key in expected if key not in remapped]
+        problems += [f"{key} does not belong to this adapter and base model" for key in remapped if key not in present]
+        for key in expected.keys() & remapped.keys():
+            tensor = remapped[key]
+            if tensor.shape != expected[key].shape:
+                problems.append(f"{key} has shape {tuple(tensor.shape)} instead of {tuple(expected[key].shape)}")
+            elif not tensor.is_floating_point():
+                problems.append(f"{key} holds {tensor.dtype}, not floating-point numbers")
+            elif not tensor.is_meta and not tensor.isfinite().all():
+                problems.append(f"{key} holds NaN or infinity")
+        if problems:
+            more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+            raise ValueError("The DSO adapter does not fit: " + "; ".join(sorted(problems)[:5]) + more + ".")
+        return remapped
+
+
+def _sequences_per_row(model: nn.Module, kwargs: dict[str, Any]) -> int:
+    """How often `generate` repeats each row, from its arguments or the model's generation config."""
+    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
+    values = (
+        kwargs[key] if kwargs.get(key) is not None else getattr(config, key, None)
+        for key in ("num_beams", "num_return_sequences")
+    )
+    return max(int(value or 1) for value in values)

@@ -1,0 +1,272 @@
+"""Which norms are steered: found by what a module is and where it stands, not by a list of names per architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Optional, Union
+
+import regex
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .config import DSOConfig
+
+
+# A pattern comes with an adapter that somebody else may have written: matching one name may take this long.
+PATTERN_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Site:
+    """
+    A norm that can be steered.
+
+    Args:
+        name (`str`): full name of the module in the model.
+        module_class (`str`): class of the norm.
+        width (`int`): number of features `d` of its output.
+    """
+
+    name: str
+    module_class: str
+    width: int
+
+
+def norm_width(module: nn.Module) -> Optional[int]:
+    """The number of features of a norm's output, from its weight or, without a weight, its `normalized_shape`."""
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, torch.Tensor):
+        return int(weight.shape[0]) if weight.dim() == 1 else None
+    shape = getattr(module, "normalized_shape", None)
+    if isinstance(shape, int):
+        return shape
+    return int(shape[0]) if shape is not None and len(shape) == 1 else None
+
+
+def is_norm(module: nn.Module) -> bool:
+    """
+    Whether a module normalises the last dimension: `nn.LayerNorm`, `nn.RMSNorm`, and the classes of that kind which
+    models bring along (no children, one vector as weight and perhaps one as bias, "norm" in the class name). Batch,
+    group and instance norms are not of that kind.
+    """
+    if isinstance(module, BaseTunerLayer):
+        module = module.get_base_layer()
+    if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)):
+        return False
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        return norm_width(module) is not None
+    if "norm" not in type(module).__name__.lower() or next(module.children(), None) is not None:
+        return False
+    parameters = dict(module.named_parameters(recurse=False))
+    return (
+        set(parameters) <= {"weight", "bias"}
+        and norm_width(module) is not None
+        and all(p.dim() == 1 for p in parameters.values())
+    )
+
+
+def _ancestors(model: nn.Module, name: str) -> Iterator[nn.Module]:
+    """The modules that hold `name`, the nearest first, the model itself last."""
+    parts = name.split(".")[:-1]
+    while parts:
+        yield model.get_submodule(".".join(parts))
+        parts.pop()
+    yield model
+
+
+def in_language_backbone(model: nn.Module, name: str) -> bool:
+    """
+    Whether a module stands in the part of the model that reads text: the nearest model of transformers around it does
+    not say that it reads images or sound only (`input_modalities`) and, in a composite model, carries the text
+    configuration. A model that is not of transformers is language throughout.
+    """
+    config = getattr(model, "config", None)
+    for module in _ancestors(model, name):
+        if isinstance(module, PreTrainedModel):
+            modalities = module.input_modalities
+            if "text" not in ([modalities] if isinstance(modalities, str) else modalities):
+                return False
+            if module is model or not getattr(config, "sub_configs", None):
+                continue
+            towers = {
+                type(getattr(config, key, None))
+                for key in config.sub_configs
+                if getattr(config, key, None) is not None and getattr(config, key) is not config.get_text_config()
+            }
+            if type(module.config) in towers - {type(config.get_text_config())}:
+                return False
+    return True
+
+
+def _is_block_norm(model: nn.Module, name: str) -> bool:
+    """
+    Whether a norm stands on the residual stream of a block: its parent is an element of a module list (a Llama layer,
+    a sublayer of T5) or lies in one and holds fewer than two projections. An attention with query and key norms holds
+    more; a final norm lies in no module list.
+    """
+    parent, *rest = _ancestors(model, name)
+    if rest and isinstance(rest[0], (nn.ModuleList, nn.Sequential)):
+        return True
+    projections = sum(
+        isinstance(child.get_base_layer() if isinstance(child, BaseTunerLayer) else child, (nn.Linear, Conv1D))
+        for child in parent.children()
+    )
+    return projections < 2 and any(isinstance(module, nn.ModuleList) for module in rest)
+
+
+def all_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Every norm of the model by name, steered ones included, without the norms inside a tuner layer."""
+    norms: dict[str, nn.Module] = {}
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if name.startswith(inside) and inside:
+            continue
+        if isinstance(module, BaseTunerLayer):
+            inside += (name + ".",)
+        if name and is_norm(module):
+            norms[name] = module
+    return norms
+
+
+def default_site_names(model: nn.Module) -> set[str]:
+    """All norms of each block of the language backbone (paper, section 3; `target_modules=None`)."""
+    return {n for n in all_norms(model) if _is_block_norm(model, n) and in_language_backbone(model, n)}
+
+
+def pattern_matches(pattern: str, name: str, where: str) -> bool:
+    """
+    `re.fullmatch` with a time limit.
+
+    Raises:
+        ValueError: the pattern is no valid regex, or takes longer than a second on one name.
+    """
+    try:
+        return regex.fullmatch(pattern, name, timeout=PATTERN_SECONDS) is not None
+    except TimeoutError:
+        raise ValueError(
+            f"{where}: the pattern {pattern!r} took longer than {PATTERN_SECONDS:g} s on {name!r}. "
+            "Give a simpler pattern or a list of names."
+        ) from None
+    except regex.error as error:
+        raise ValueError(f"{where}: {pattern!r} is not a valid regular expression: {error}.") from None
+
+
+def _block_index(name: str, layers_pattern: Optional[Union[list[str], str]]) -> Optional[int]:
+    """The index of the block that a module stands in: the first number of its name, or the one after a pattern."""
+    parts = name.split(".")
+    patterns = [layers_pattern] if isinstance(layers_pattern, str) else layers_pattern
+    for before, part in zip(parts, parts[1:]):
+        if part.isdecimal() and (
+            not patterns or any(pattern_matches(p, before, "layers_pattern") for p in patterns)
+        ):
+            return int(part)
+    return None
+
+
+def is_target(config: DSOConfig, name: str) -> Any:
+    """
+    PEFT's matching of one name against a config, with two differences: `layers_to_transform` also holds when the
+    targets are a regex or full names (PEFT passes over it there, peft/tuners/tuners_utils.py), and a regex has a time
+    limit.
+
+    Args:
+        config (`DSOConfig`): the configuration.
+        name (`str`): full name of a module.
+
+    Returns:
+        What PEFT returns: something true for a target.
+
+    Raises:
+        ValueError: a pattern is invalid or takes too long.
+    """
+    # PEFT gets each pattern's result as a list of this one name: it must not run the pattern itself, without a limit.
+    view = SimpleNamespace(modules_to_save=config.modules_to_save)
+    for where in ("target_modules", "exclude_modules"):
+        value = getattr(config, where)
+        if isinstance(value, str):
+            value = {name} if pattern_matches(value, name, where) else set()
+        setattr(view, where, value)
+    matched = check_target_module_exists(view, name)
+    if not matched or config.layers_to_transform is None:
+        return matched
+    wanted = config.layers_to_transform
+    wanted = [wanted] if isinstance(wanted, int) else wanted
+    return matched if not wanted else _block_index(name, config.layers_pattern) in wanted
+
+
+def find_sites(model: nn.Module, config: Optional[DSOConfig] = None) -> list[Site]:
+    """
+    Which norms a config would steer, without changing the model.
+
+    Args:
+        model (`nn.Module`): a model, with or without adapters.
+        config (`DSOConfig`, *optional*): the configuration; default `DSOConfig()`.
+
+    Returns:
+        `list[Site]`: the sites in the order of the model.
+
+    Raises:
+        ValueError: the config matches nothing, or something that is not a norm.
+    """
+    config = config or DSOConfig()
+    norms = all_norms(model)
+    if config.target_modules is None:
+        names = default_site_names(model)
+        probe = DSOConfig(
+            target_modules=sorted(names),
+            exclude_modules=config.exclude_modules,
+            layers_to_transform=config.layers_to_transform,
+            layers_pattern=config.layers_pattern,
+            modules_to_save=config.modules_to_save,
+        )
+        matches = [name for name in norms if is_target(probe, name)]
+    else:
+        inside = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, BaseTunerLayer))
+        matches = [
+            name
+            for name, _ in model.named_modules()
+            if name and not (inside and name.startswith(inside)) and is_target(config, name)
+        ]
+    wrong = [name for name in matches if name not in norms]
+    if wrong:
+        raise ValueError(
+            f"DSO steers norms over the last dimension, but target_modules={config.target_modules!r} matches "
+            f"{wrong[0]!r} ({type(model.get_submodule(wrong[0])).__name__}). Norms of this model: {_listing(norms)}."
+        )
+    if not matches:
+        raise ValueError(
+            f"No norm to steer: target_modules={config.target_modules!r}, exclude_modules={config.exclude_modules!r}, "
+            f"layers_to_transform={config.layers_to_transform!r} match none in {type(model).__name__}. "
+            f"Norms of this model: {_listing(norms)}."
+        )
+    sites = []
+    for name in matches:
+        module = norms[name]
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        sites.append(Site(name, type(base).__name__, norm_width(base) or 0))
+    return sites
+
+
+def _listing(norms: dict[str, nn.Module], most: int = 12) -> str:
+    """Names of norms with the block numbers folded, so that a hundred of them still fit a message."""
+    folded = list(dict.fromkeys(regex.sub(r"\.\d+\.", ".{i}.", name) for name in norms))
+    return (", ".join(folded[:most]) + (", ..." if len(folded) > most else "")) if folded else "none"
+
+
+def fingerprint(model: nn.Module, num_sites: int) -> dict[str, Any]:
+    """
+    What identifies a base model well enough to refuse another one: `model_type` of the language backbone,
+    `hidden_size`, and the number of sites that the config matches.
+    """
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return {
+        "model_type": getattr(text, "model_type", None),
+        "hidden_size": getattr(text, "hidden_size", None),
+        "num_sites": num_sites,
+    }
