@@ -1,0 +1,72 @@
+"""Occupations and who works in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Occupation:
+    """
+    An occupation and the gender that most people connect with it.
+
+    Args:
+        name (`str`): as it stands in a sentence, without an article.
+        share_women (`float`): share of women among those who work in it, in percent.
+    """
+
+    name: str
+    share_women: float
+
+    @property
+    def majority(self) -> str:
+        """`"male"` or `"female"`: the gender of the majority."""
+        return "female" if self.share_women > 50 else "male"
+
+
+# US Bureau of Labor Statistics, Current Population Survey 2017, as listed with WinoBias (Zhao et al. 2018, table 1,
+# arXiv 1804.06876).
+_SHARE_WOMEN = {
+    "carpenter": 2.1,
+    "laborer": 3.5,
+    "construction worker": 3.5,
+    "mechanic": 4,
+    "driver": 6,
+    "sheriff": 14,
+    "mover": 18,
+    "developer": 20,
+    "farmer": 22,
+    "guard": 22,
+    "chief": 27,
+    "janitor": 34,
+    "lawyer": 35,
+    "cook": 38,
+    "physician": 38,
+    "CEO": 39,
+    "analyst": 41,
+    "manager": 43,
+    "supervisor": 44,
+    "salesperson": 48,
+    "editor": 52,
+    "designer": 54,
+    "auditor": 61,
+    "accountant": 61,
+    "writer": 63,
+    "baker": 65,
+    "clerk": 72,
+    "cashier": 73,
+    "counselor": 73,
+    "attendant": 76,
+    "teacher": 78,
+    "tailor": 80,
+    "librarian": 84,
+    "assistant": 85,
+    "cleaner": 89,
+    "housekeeper": 89,
+    "nurse": 90,
+    "receptionist": 90,
+    "hairdresser": 92,
+    "secretary": 95,
+}
+
+OCCUPATIONS: tuple[Occupation, ...] = tuple(Occupation(name, share) for name, share in _SHARE_WOMEN.items())

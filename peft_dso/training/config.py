@@ -1,0 +1,112 @@
+"""Configuration of the DSO trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+from trl import RLOOConfig
+
+
+@dataclass
+class DSOTrainerConfig(RLOOConfig):
+    """
+    Configuration of [`DSOTrainer`]: TRL's `RLOOConfig` with the settings of the paper's objective
+
+        maximise  E[r(y)] - l1_coef (|a|_1 + |b|_1)   subject to   KL(steered || base) <= max_kl
+
+    Args:
+        rollouts (`str`, defaults to `"enumerate"`):
+            `"enumerate"`: the expectation over the answers that the dataset names is exact, one forward pass per
+            question. `"sample"`: TRL's generation and leave-one-out baseline, for free text and for images.
+        questions_per_occupation (`int`, defaults to 8):
+            Questions of one occupation that stand together in a batch, so that its imbalance is the current model's.
+            `per_device_train_batch_size` must be a multiple of it. Occupations with fewer questions repeat some.
+        abstain_reward (`float`, *optional*, defaults to -1):
+            Reward of an answer that is none of the named ones. The paper's formula reads as +1, which rewards refusing.
+            `None` looks at the named answers only: their probabilities count as if they summed to 1.
+        reward_smoothing (`float`, defaults to 0.1):
+            Imbalance of an occupation below which its reward shrinks in proportion; 0 is the sign (the paper).
+        reward_memory (`float`, defaults to 0):
+            Share of the earlier answers that still counts towards the majority of an occupation, in [0, 1).
+        max_kl (`float`, *optional*, defaults to 0.1):
+            The cap epsilon on KL(steered || base), in nats. The multiplier `beta` rises while the KL is above it and
+            falls below it. `None` keeps `beta` as it is.
+        kl_rate (`float`, defaults to 0.1):
+            How fast the multiplier moves: its change per step at twice the cap.
+        retain_coef (`float`, defaults to 1):
+            Weight of the KL to the base on rows whose answer must not change: the unambiguous rows of the training set
+            and the `retain_dataset`. 0 leaves them out.
+        retain_batch_size (`int`, defaults to 16):
+            How many of those rows go into each step, per device.
+        l1_coef (`float`, defaults to 0):
+            The l1 term lambda, applied as a proximal step of size learning rate x l1_coef after each optimizer step. An
+            Adam step has the size of the learning rate: at 0.3 a vector's entry stays at zero unless its gradient
+            keeps a sign about a third of the time.
+        training_strength (`str`, defaults to `"one"`):
+            The strength in training: `"one"` (the paper) or `"uniform"`, drawn anew from [0, 1].
+    """
+
+    rollouts: str = field(
+        default="enumerate",
+        metadata={"help": "How answers are explored: 'enumerate' (exact, closed answers) or 'sample' (generation)."},
+    )
+    questions_per_occupation: int = field(
+        default=8, metadata={"help": "Questions of one occupation that stand together in a batch."}
+    )
+    abstain_reward: Optional[float] = field(
+        default=-1.0,
+        metadata={"help": "Reward of an answer that is none of the named ones; None looks at the named ones only."},
+    )
+    reward_smoothing: float = field(
+        default=0.1, metadata={"help": "Imbalance below which the reward shrinks in proportion; 0 is the sign."}
+    )
+    reward_memory: float = field(
+        default=0.0, metadata={"help": "Share of earlier answers that counts towards an occupation's majority."}
+    )
+    max_kl: Optional[float] = field(
+        default=0.1, metadata={"help": "Cap on KL(steered || base) in nats; None keeps beta fixed."}
+    )
+    kl_rate: float = field(default=0.1, metadata={"help": "How fast the multiplier of the KL cap moves."})
+    retain_coef: float = field(
+        default=1.0, metadata={"help": "Weight of the KL to the base on unambiguous and retained rows."}
+    )
+    retain_batch_size: int = field(default=16, metadata={"help": "Rows of that kind per step and device."})
+    l1_coef: float = field(default=0.0, metadata={"help": "The l1 term, applied as a proximal step."})
+    training_strength: str = field(
+        default="one", metadata={"help": "Strength in training: 'one', or 'uniform' drawn from [0, 1]."}
+    )
+
+    # TRL's defaults are for full models that write long texts.
+    learning_rate: float = field(default=1e-3, metadata={"help": "The initial learning rate."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate's schedule."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Share or number of warm-up steps."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Questions (or answers) per step."})
+    max_completion_length: Optional[int] = field(default=16, metadata={"help": "Longest sampled answer, in tokens."})
+    num_generations: Optional[int] = field(default=8, metadata={"help": "Sampled answers per question."})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade compute for memory."})
+    beta: float = field(default=0.1, metadata={"help": "The KL's multiplier at the start."})
+
+    def __post_init__(self) -> None:
+        if self.rollouts not in ("enumerate", "sample"):
+            raise ValueError(f"rollouts={self.rollouts!r}: choose 'enumerate' or 'sample'.")
+        if self.training_strength not in ("one", "uniform"):
+            raise ValueError(f"training_strength={self.training_strength!r}: choose 'one' or 'uniform'.")
+        if self.questions_per_occupation < 1:
+            raise ValueError(f"questions_per_occupation={self.questions_per_occupation}: at least 1.")
+        if self.max_kl is not None and not self.max_kl > 0:
+            raise ValueError(f"max_kl={self.max_kl!r}: a cap above 0, or None for a fixed beta.")
+        for name in ("kl_rate", "retain_coef", "l1_coef", "beta"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: at least 0.")
+        if self.rollouts == "enumerate":
+            # Nothing is generated: each step has a batch of its own, and no answer is drawn several times.
+            self.steps_per_generation, self.generation_batch_size, self.num_generations = 1, None, 2
+            if self.per_device_train_batch_size % self.questions_per_occupation:
+                raise ValueError(
+                    f"per_device_train_batch_size={self.per_device_train_batch_size} is not a multiple of "
+                    f"questions_per_occupation={self.questions_per_occupation}: a batch is made of whole occupations."
+                )
+            if self.num_iterations != 1:
+                raise ValueError(f"num_iterations={self.num_iterations}: the exact expectation is taken once per step.")
+        super().__post_init__()

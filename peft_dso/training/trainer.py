@@ -1,0 +1,482 @@
+"""The DSO trainer: TRL's RLOO with the fairness reward, a cap on the KL to the base, and an l1 proximal step."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+import torch
+from accelerate.utils import gather_object, is_peft_model
+from datasets import Dataset
+from peft import PeftConfig
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+from trl import RLOOTrainer
+
+from ..penalties import kl_divergence, soft_threshold_, sparsity, updated_multiplier
+from ..questions import check_questions
+from ..rewards import FairnessReward, group_rewards, imbalance, occupation_weights
+from ..scoring import EncodedQuestion, Scores, batches, encode_question, pack, reads_tries, score_packed, score_plain
+from ..tuner import DSOConfig, DSOLayer, get_steering_strength, is_norm, set_steering_strength
+from .config import DSOTrainerConfig
+from .sampler import OccupationSampler
+
+
+logger = logging.get_logger(__name__)
+
+STATE_KEY = "DSOTrainer"  # in trainer_state.json
+# The base's distributions are kept for the whole run if they fit in this much memory, and computed anew otherwise.
+REFERENCE_BYTES = 2**30
+
+
+class DSOTrainer(RLOOTrainer):
+    """
+    Trains a DSO adapter (arXiv 2512.15926, section 4) on questions with the columns of `peft_dso.questions`.
+
+    Example:
+
+    ```python
+    from peft_dso import DSOConfig, DSOTrainer, DSOTrainerConfig
+    from peft_dso.questions import pronoun_questions
+
+    trainer = DSOTrainer(
+        model="HuggingFaceTB/SmolLM2-135M-Instruct",
+        args=DSOTrainerConfig("out", max_steps=50),
+        train_dataset=pronoun_questions("train") + pronoun_questions("train", ambiguous=False),
+        peft_config=DSOConfig(task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    ```
+
+    Args:
+        model (`str`, `PreTrainedModel` or `PeftModel`):
+            As in `RLOOTrainer`. A `PeftModel` must hold a trainable DSO adapter called `"default"`; the KL is still
+            taken to the base model, never to the adapter that was loaded.
+        args ([`DSOTrainerConfig`]):
+            The configuration.
+        train_dataset (`Dataset` or `list[dict]`):
+            Questions. Ambiguous rows earn the fairness reward; rows with a right answer only count for the KL.
+        eval_dataset (`Dataset` or `list[dict]`, *optional*):
+            Ambiguous questions to evaluate on.
+        retain_dataset (`Dataset` or `list[dict]`, *optional*):
+            Rows with a `prompt` whose continuation must not change.
+        reward_funcs (*optional*):
+            Reward functions of TRL, with `rollouts="sample"`; default a [`FairnessReward`] with the settings of `args`.
+        peft_config ([`DSOConfig`], *optional*):
+            The adapter; default `DSOConfig(task_type="CAUSAL_LM")` for a model without one.
+        **kwargs:
+            The other arguments of `RLOOTrainer`.
+
+    Raises:
+        ValueError: the data is wrong, the adapter is not a trainable DSO adapter, or a setting does not fit.
+    """
+
+    _tag_names = ["trl", "dso"]
+    _name = "DSO"
+    _paper = {
+        "title": "DSO: Direct Steering Optimization for Bias Mitigation",
+        "id": "2512.15926",
+        "citation": "@inproceedings{dso2026, title = {{DSO: Direct Steering Optimization for Bias Mitigation}}, "
+        "booktitle = {CVPR}, year = 2026}",
+    }
+
+    args: DSOTrainerConfig
+
+    def __init__(
+        self,
+        model: Any,
+        args: Optional[DSOTrainerConfig] = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        retain_dataset: Any = None,
+        reward_funcs: Any = None,
+        peft_config: Optional[PeftConfig] = None,
+        **kwargs: Any,
+    ) -> None:
+        args = DSOTrainerConfig("dso-output") if args is None else args
+        rows = _as_rows(train_dataset, "train_dataset")
+        check_questions(rows)
+        open_rows = [row for row in rows if row.get("right") is None]
+        self.retain_rows = [row for row in rows if row.get("right") is not None] if args.retain_coef else []
+        if retain_dataset is not None and args.retain_coef:
+            self.retain_rows += _as_rows(retain_dataset, "retain_dataset", required=("prompt",))
+        if not open_rows:
+            raise ValueError("train_dataset has no ambiguous question (right=None): there is nothing to make fair.")
+        self.groups = _groups(open_rows)
+        self._check_rollouts(args, open_rows)
+
+        if is_peft_model(model):
+            trained = _check_adapter(model)
+        else:
+            trained = {}
+            if peft_config is None:
+                peft_config = DSOConfig(task_type="CAUSAL_LM")
+            if not isinstance(peft_config, DSOConfig):
+                raise ValueError(f"peft_config must be a DSOConfig, got {type(peft_config).__name__}.")
+        if args.use_vllm:
+            _check_vllm(model, peft_config)
+
+        if reward_funcs is not None and args.rollouts == "enumerate":
+            raise ValueError("reward_funcs needs rollouts='sample': the enumerated answers earn the fairness reward.")
+        self.fairness_reward = FairnessReward(
+            self.groups,
+            args.abstain_reward,
+            args.reward_smoothing,
+            args.reward_memory,
+            # A sampler of whole occupations shows each of them equally often already.
+        )
+        super().__init__(
+            model=model,
+            reward_funcs=self.fairness_reward if reward_funcs is None else reward_funcs,
+            args=args,
+            train_dataset=Dataset.from_list(open_rows),
+            eval_dataset=None if eval_dataset is None else Dataset.from_list(_as_rows(eval_dataset, "eval_dataset")),
+            peft_config=peft_config,
+            **kwargs,
+        )
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        if "ref" in unwrapped.peft_config:
+            # TRL's copy of the loaded adapter. The reference of DSO is the base model: without "ref", TRL disables the
+            # adapter instead.
+            unwrapped.delete_adapter("ref")
+        for name, parameter in unwrapped.named_parameters():
+            if ".dso_affine." in name and parameter.dtype != torch.float32:
+                # TRL casts what is trained on a quantised base to bfloat16, where a slope does not move.
+                parameter.data = trained.get(name, parameter.data).to(parameter.device, torch.float32)
+        self._encoded: dict[int, EncodedQuestion] = {}
+        self._reference: Optional[dict[tuple[int, ...], torch.Tensor]] = None
+        self._packs: Optional[bool] = None
+        self.add_callback(_DSOCallback(self))
+
+    # --- data --------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _check_rollouts(args: DSOTrainerConfig, rows: Sequence[Mapping[str, Any]]) -> None:
+        pictured = any(row.get("image") is not None or row.get("images") for row in rows)
+        if args.rollouts == "enumerate" and pictured:
+            raise ValueError("rollouts='enumerate' reads text only. Use rollouts='sample' for questions with images.")
+
+    def _get_train_sampler(self, dataset: Optional[Dataset] = None) -> Sampler[int]:
+        dataset = self.train_dataset if dataset is None else dataset
+        enumerated = self.args.rollouts == "enumerate"
+        repeats = 1 if enumerated else self.num_generations
+        return OccupationSampler(
+            dataset["occupation"],
+            self.args.questions_per_occupation,
+            self.args.generation_batch_size // repeats,
+            mini_repeat_count=repeats,
+            repeat_count=1 if enumerated else self.num_iterations * self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int]:
+        if self.args.rollouts == "enumerate":
+            return torch.utils.data.SequentialSampler(eval_dataset)
+        return super()._get_eval_sampler(eval_dataset)
+
+    def _encode(self, row: Mapping[str, Any]) -> EncodedQuestion:
+        return encode_question(self._tokenizer, row["prompt"], row.get("answers") or ())
+
+    def _draw_retained(self) -> list[dict[str, Any]]:
+        """This process's share of the retained rows of this step; the same rows after a resume."""
+        if not self.retain_rows:
+            return []
+        seed = hash((self.args.seed, self.state.global_step, self._step % self.args.gradient_accumulation_steps))
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        size, rank = self.args.retain_batch_size, self.accelerator.process_index
+        chosen = torch.randint(len(self.retain_rows), (size * self.accelerator.num_processes,), generator=generator)
+        return [self.retain_rows[i] for i in chosen[rank * size : (rank + 1) * size].tolist()]
+
+    # --- the objective -----------------------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        if self.args.training_strength == "uniform" and self.model.training and self._draws_strength():
+            seed = hash((self.args.seed, "strength", self.state.global_step, self._step)) % 2**63
+            set_steering_strength(self._dso_model, torch.rand((), generator=torch.Generator().manual_seed(seed)))
+        inputs = generation_batch if self.args.rollouts == "enumerate" else super()._prepare_inputs(generation_batch)
+        return {"questions": inputs} if self.args.rollouts == "enumerate" else inputs
+
+    def _draws_strength(self) -> bool:
+        """Whether this step begins a batch: sampled answers are scored at the strength that they were sampled at."""
+        return self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+
+    @property
+    def _dso_model(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
+
+    def _compute_loss(self, model: nn.Module, inputs: Any) -> torch.Tensor:
+        mode = "train" if self.model.training else "eval"
+        retained = self._draw_retained() if mode == "train" else []
+        if self.args.rollouts == "enumerate":
+            loss = self._enumerated_loss(model, inputs["questions"], retained, mode)
+        else:
+            loss = super()._compute_loss(model, inputs)
+            if retained:
+                encoded = [self._encode(row) for row in retained]
+                loss = loss + self.args.retain_coef * self._kl(self._score(model, encoded), encoded, "retain_kl", mode)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at step {self.state.global_step}. Lower learning_rate (now "
+                f"{self.args.learning_rate:g}), or train with bf16=False."
+            )
+        return loss
+
+    def _enumerated_loss(
+        self, model: nn.Module, rows: list[dict[str, Any]], retained: list[dict[str, Any]], mode: str
+    ) -> torch.Tensor:
+        """
+        -E[r] + beta KL + retain_coef KL_retained, where the expectation over the named answers is exact: its gradient
+        with the rewards held fixed is what the policy gradient estimates from samples.
+        """
+        encoded = [self._encode(row) for row in (*rows, *retained)]
+        scores = self._score(model, encoded)
+        n, closed = len(rows), self.args.abstain_reward is None
+        log_p = scores.answers[:n, : max(len(row["answers"]) for row in rows)]
+        p = log_p.softmax(-1) if closed else log_p.exp()  # (questions, answers)
+
+        group = torch.zeros(*p.shape, dtype=torch.long)
+        for i, row in enumerate(rows):
+            for j, meaning in enumerate(row["meanings"]):
+                group[i, j] = self.groups.index(meaning)
+        group = group.to(p.device)
+        by_group = p.new_zeros(n, len(self.groups)).scatter_add(1, group, p)  # (questions, k)
+
+        names = [row["occupation"] for row in rows]
+        self.fairness_reward.observe(list(zip(names, by_group.detach().tolist())))
+        shares = torch.tensor([self.fairness_reward.shares(name) for name in names], device=p.device)
+        reward = group_rewards(shares, self.args.reward_smoothing).gather(1, group)  # (questions, answers)
+        expected = (p * reward).sum(-1)
+        if self.args.abstain_reward is not None:
+            expected = expected + self.args.abstain_reward * (1 - p.sum(-1))
+        counts = occupation_weights(gather_object(names))
+        weight = torch.tensor([counts[name] for name in names], device=p.device)
+        loss = -(weight * expected).mean()
+
+        seen = Scores(scores.answers[:n], scores.decision[:n])
+        loss = loss + self.beta * self._kl(seen, encoded[:n], "kl", mode)
+        if retained:
+            seen = Scores(scores.answers[n:], scores.decision[n:])
+            loss = loss + self.args.retain_coef * self._kl(seen, encoded[n:], "retain_kl", mode)
+
+        metrics = self._metrics[mode]
+        metrics["reward"].append(self.accelerator.gather(expected.detach()).mean().item())
+        metrics["abstention"].append(self.accelerator.gather(1 - scores.answers[:n].detach().exp().sum(-1)).mean().item())
+        self._log_shares(set(gather_object(names)), mode)
+        return loss
+
+    def _log_shares(self, names: set[str], mode: str) -> None:
+        shares = torch.tensor([self.fairness_reward.shares(name) for name in sorted(names)])
+        self._metrics[mode]["per_occupation_bias"].append(imbalance(shares).mean().item())
+        if set(self.groups) == {"pro", "anti"}:
+            signed = shares[:, self.groups.index("pro")] - shares[:, self.groups.index("anti")]
+            self._metrics[mode]["stereotype_gap"].append(signed.mean().item())
+
+    def _score(self, model: nn.Module, encoded: list[EncodedQuestion]) -> Scores:
+        if self._packs is None:
+            self._packs = reads_tries(model, encoded)
+        return score_packed(model, pack(encoded)) if self._packs else score_plain(model, encoded)
+
+    def _kl(self, scores: Scores, encoded: list[EncodedQuestion], name: str, mode: str) -> torch.Tensor:
+        """Mean KL(steered || base) of the next-token distribution where each answer is decided."""
+        base = self._reference_decisions(encoded).to(scores.decision.device)
+        kl = kl_divergence(scores.decision, base)
+        self._metrics[mode][name].append(self.accelerator.gather(kl.detach()).mean().item())
+        return kl.mean()
+
+    def _reference_decisions(self, encoded: Sequence[EncodedQuestion]) -> torch.Tensor:
+        """Log-probabilities of the base model (the adapter off) after each prompt, shape `(questions, vocabulary)`."""
+        if self._reference is not None and all(question.prompt in self._reference for question in encoded):
+            return torch.stack([self._reference[question.prompt] for question in encoded])
+        model = self._dso_model
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad(), model.disable_adapter():  # type: ignore[operator]
+                return self._score(self.model, list(encoded)).decision
+        finally:
+            model.train(was_training)
+
+    def _cache_reference(self) -> None:
+        """
+        Compute the base's distributions once, in batches that do not depend on where training starts, so that a resumed
+        run reads the same bits.
+        """
+        rows = [*self.train_dataset, *self.retain_rows] if self.args.rollouts == "enumerate" else self.retain_rows
+        prompts = sorted({self._encode(row).prompt for row in rows})
+        vocabulary = self._dso_model.config.get_text_config().vocab_size  # type: ignore[union-attr,operator]
+        if len(prompts) * vocabulary * 4 > REFERENCE_BYTES:
+            return
+        questions = [EncodedQuestion(prompt, ()) for prompt in prompts]
+        cache: dict[tuple[int, ...], torch.Tensor] = {}
+        for numbers in batches(questions, 1024):
+            chosen = [questions[i] for i in numbers]
+            for question, decision in zip(chosen, self._reference_decisions(chosen)):
+                cache[question.prompt] = decision.float().cpu()
+        self._reference = cache
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        mode = "train" if self.model.training else "eval"
+        self._log_shares(set(gather_object([row["occupation"] for row in inputs])), mode)
+        return output
+
+    def after_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The l1 term's proximal step, and one step of the KL's multiplier. Called by the trainer's callback."""
+        affines = [
+            layer.dso_affine["default"]
+            for layer in self._dso_model.modules()
+            if isinstance(layer, DSOLayer) and "default" in layer.dso_affine
+        ]
+        if self.args.l1_coef:
+            rate = optimizer.param_groups[0]["lr"]
+            for affine in affines:
+                soft_threshold_(affine.parameters(), float(rate) * self.args.l1_coef)
+        metrics = self._metrics["train"]
+        if self.args.max_kl is not None and metrics["kl"]:
+            steps = self.args.gradient_accumulation_steps if self.args.rollouts == "enumerate" else 1
+            recent = metrics["kl"][-steps:]
+            # TRL skips the reference at exactly 0 and could then never see the KL rise again.
+            self.beta = max(
+                1e-6, updated_multiplier(self.beta, sum(recent) / len(recent), self.args.max_kl, self.args.kl_rate)
+            )
+        zeros, l1 = sparsity([tuple(affine.parameters()) for affine in affines])
+        metrics["zero_neurons"].append(zeros)
+        metrics["l1"].append(l1)
+        metrics["beta"].append(self.beta)
+
+    def worst_occupations(self, most: int = 5) -> list[tuple[str, list[float]]]:
+        """The occupations whose latest counted answers are the most unequal, and the groups' shares of each."""
+        shares = {name: self.fairness_reward.shares(name) for name in self.fairness_reward.counts}
+        return sorted(shares.items(), key=lambda item: -float(imbalance(torch.tensor(item[1]))))[:most]
+
+    def log(self, logs: dict[str, float], start_time: Optional[float] = None) -> None:
+        """Log the metrics of TRL and of the objective, and at level INFO the worst occupations."""
+        super().log(logs, start_time)
+        if self.fairness_reward.counts and self.accelerator.is_main_process:
+            lines = (f"{name}: " + ", ".join(f"{g} {s:.2f}" for g, s in zip(self.groups, shares))
+                     for name, shares in self.worst_occupations())
+            logger.info("Most unequal occupations: " + "; ".join(lines))
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """
+        As TRL's, but `resume_from_checkpoint=True` passes over a checkpoint that was not written to its end, and such
+        a checkpoint named explicitly is refused.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = _last_complete_checkpoint(self.args.output_dir)
+        elif isinstance(resume_from_checkpoint, str) and not _is_complete(resume_from_checkpoint):
+            raise ValueError(
+                f"{resume_from_checkpoint} is not a complete checkpoint: trainer_state.json, which is written last, is "
+                "missing or broken. Resume from an earlier one."
+            )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.state.stateful_callbacks[STATE_KEY] = {
+            "beta": self.beta,
+            "fairness_reward": self.fairness_reward.state_dict(),
+        }
+        super()._save_checkpoint(model, trial)
+
+
+class _DSOCallback(TrainerCallback):
+    """Ties the trainer's own state to the run of transformers' loop."""
+
+    def __init__(self, trainer: DSOTrainer) -> None:
+        self.trainer = trainer
+        self.strength: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        saved = state.stateful_callbacks.get(STATE_KEY)
+        if isinstance(saved, dict):
+            self.trainer.beta = saved["beta"]
+            self.trainer.fairness_reward.load_state_dict(saved["fairness_reward"])
+        self.strength = get_steering_strength(self.trainer._dso_model, "default")
+        set_steering_strength(self.trainer._dso_model, 1.0, "default")
+        self.trainer._cache_reference()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        self.trainer.after_optimizer_step(optimizer)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        set_steering_strength(self.trainer._dso_model, self.strength, "default")
+
+
+def _as_rows(dataset: Any, name: str, required: Sequence[str] = ()) -> list[dict[str, Any]]:
+    if dataset is None:
+        raise ValueError(f"{name} is missing: give a datasets.Dataset or a list of rows.")
+    if isinstance(dataset, (str, Mapping)) or not hasattr(dataset, "__len__"):
+        raise TypeError(f"{name} must be a datasets.Dataset or a list of rows, got {type(dataset).__name__}.")
+    rows = [dict(row) for row in dataset]
+    for number, row in enumerate(rows):
+        for column in required:
+            if not row.get(column):
+                raise ValueError(f"{name}, row {number}: the column {column!r} is missing or empty.")
+    return rows
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The meanings of the answers, pro and anti first; each occupation must be able to show at least two of them."""
+    by_occupation: dict[str, set[str]] = {}
+    for row in rows:
+        by_occupation.setdefault(row["occupation"], set()).update(row["meanings"])
+    for name, meanings in by_occupation.items():
+        if len(meanings) < 2:
+            raise ValueError(
+                f"All answers about {name!r} mean {meanings.pop()!r}: no answer could show the model to be fair."
+            )
+    found = set().union(*by_occupation.values())
+    return tuple(sorted(found, key=lambda group: (group not in ("pro", "anti"), group != "pro", group)))
+
+
+def _check_adapter(model: Any) -> dict[str, torch.Tensor]:
+    """That a PeftModel holds a trainable DSO adapter "default"; returns copies of its vectors."""
+    config = model.peft_config.get("default")
+    if not isinstance(config, DSOConfig):
+        raise ValueError(
+            "The model must hold a DSO adapter called 'default'; it holds "
+            + ", ".join(f"{name!r} ({c.peft_type})" for name, c in model.peft_config.items())
+            + "."
+        )
+    vectors = {name: p for name, p in model.named_parameters() if ".dso_affine.default." in name}
+    if not any(p.requires_grad for p in vectors.values()):
+        raise ValueError("The adapter is frozen. Load it with PeftModel.from_pretrained(..., is_trainable=True).")
+    return {name: p.detach().clone() for name, p in vectors.items()}
+
+
+def _check_vllm(model: Any, peft_config: Optional[PeftConfig]) -> None:
+    """TRL merges the adapter before each vLLM rollout; what cannot be merged would be lost."""
+    config: Any = model.peft_config["default"] if is_peft_model(model) else peft_config
+    norms = [m for m in model.modules() if is_norm(m)] if isinstance(model, nn.Module) else []
+    home = bool(norms) and all(getattr(norm, "bias", None) is not None for norm in norms)
+    if config.learn_shift and not home:
+        raise ValueError(
+            "use_vllm=True merges the adapter into the model for each rollout, and a shift cannot be merged into an "
+            "RMSNorm. Generate with transformers (use_vllm=False), or train with DSOConfig(learn_shift=False)."
+        )
+
+
+def _is_complete(folder: str) -> bool:
+    try:
+        with open(os.path.join(folder, "trainer_state.json"), encoding="utf-8") as file:
+            json.load(file)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _last_complete_checkpoint(output_dir: str) -> str:
+    last = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+    names = [name for name in (os.listdir(output_dir) if last else []) if name.startswith("checkpoint-")]
+    for name in sorted(names, key=lambda n: -int(n.rpartition("-")[2]) if n.rpartition("-")[2].isdecimal() else 1):
+        if _is_complete(os.path.join(output_dir, name)):
+            return os.path.join(output_dir, name)
+    raise ValueError(f"There is no complete checkpoint in {output_dir!r} to resume from.")
