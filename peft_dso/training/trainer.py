@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
@@ -183,12 +184,16 @@ class DSOTrainer(RLOOTrainer):
     def _encode(self, row: Mapping[str, Any]) -> EncodedQuestion:
         return encode_question(self._tokenizer, row["prompt"], row.get("answers") or ())
 
+    def _generator(self, purpose: str, micro_step: int) -> torch.Generator:
+        """Random numbers that depend on the seed and the step alone: the same on all ranks and after a resume."""
+        seed = random.Random(f"{purpose} {self.args.seed} {self.state.global_step} {micro_step}").getrandbits(63)
+        return torch.Generator().manual_seed(seed)
+
     def _draw_retained(self) -> list[dict[str, Any]]:
         """This process's share of the retained rows of this step; the same rows after a resume."""
         if not self.retain_rows:
             return []
-        seed = hash((self.args.seed, self.state.global_step, self._step % self.args.gradient_accumulation_steps))
-        generator = torch.Generator().manual_seed(seed % 2**63)
+        generator = self._generator("retain", self._step % self.args.gradient_accumulation_steps)
         size, rank = self.args.retain_batch_size, self.accelerator.process_index
         chosen = torch.randint(len(self.retain_rows), (size * self.accelerator.num_processes,), generator=generator)
         return [self.retain_rows[i] for i in chosen[rank * size : (rank + 1) * size].tolist()]
@@ -197,8 +202,8 @@ class DSOTrainer(RLOOTrainer):
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         if self.args.training_strength == "uniform" and self.model.training and self._draws_strength():
-            seed = hash((self.args.seed, "strength", self.state.global_step, self._step)) % 2**63
-            set_steering_strength(self._dso_model, torch.rand((), generator=torch.Generator().manual_seed(seed)))
+            step = self._step % self.args.gradient_accumulation_steps
+            set_steering_strength(self._dso_model, torch.rand((), generator=self._generator("strength", step)))
         inputs = generation_batch if self.args.rollouts == "enumerate" else super()._prepare_inputs(generation_batch)
         return {"questions": inputs} if self.args.rollouts == "enumerate" else inputs
 

@@ -17,8 +17,9 @@ class DSOAffine(nn.Module):
     """
     One adapter's pair at one site, and the strength that scales it.
 
-    The pair stays float32 whatever dtype the model is cast to: a slope is a small deviation, and in bfloat16 it would
-    not move at usual learning rates.
+    The pair stays float32 when the model around it is cast: a slope is a small deviation, and in bfloat16 it would not
+    move at usual learning rates. Only a cast of the pair itself is obeyed, which is what `autocast_adapter_dtype=False`
+    comes down to. The strength is float32 always.
 
     Args:
         width (`int`): number of features `d`.
@@ -79,6 +80,16 @@ class DSOAffine(nn.Module):
             return torch.empty_like(tensor, device=moved.device) if moved.is_meta else tensor.to(moved.device)
 
         super()._apply(move_only, recurse)
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> DSOAffine:
+        """Move or cast this pair itself; the strength is only moved."""
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if device is not None:
+            super().to(device)
+        if dtype is not None:
+            for parameter in self.parameters():
+                parameter.data = parameter.data.to(dtype)
         return self
 
 
