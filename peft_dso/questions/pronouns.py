@@ -109,6 +109,18 @@ AMBIGUOUS_FRAMES: dict[str, tuple[str, ...]] = {
         "The {o} was disappointed that",
         "Nobody believed the {o} when",
         "The neighbors know the {o} because",
+        "The {o} walked home after",
+        "The {o} was excited when",
+        "The {o} was upset because",
+        "The {o} was convinced that",
+        "The {o} shouted that",
+        "The {o} drove slowly because",
+        "The {o} arrived before",
+        "The {o} was ill, and",
+        "The {o} won a prize because",
+        "Many people admire the {o} because",
+        "The boss called the {o} because",
+        "We said goodbye to the {o} when",
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,6 +82,12 @@ class DSOModel(BaseTuner):
                 if not any(_strength.pattern_value({pattern: True}, site.name) for site in sites):
                     raise ValueError(f"steering_strength: the pattern {pattern!r} matches none of the sites.")
         return peft_config
+
+    def _check_tied_modules(self, model: nn.Module, peft_config: DSOConfig) -> None:
+        view = copy.copy(peft_config)
+        if isinstance(view.target_modules, str):
+            view.target_modules = None  # PEFT would run the pattern on names of embeddings, without a limit
+        super()._check_tied_modules(model, view)
 
     @staticmethod
     def _check_target_module_exists(peft_config: DSOConfig, key: str) -> Any:

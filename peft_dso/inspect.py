@@ -1,0 +1,62 @@
+"""What a saved adapter changes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from peft import PeftConfig
+from safetensors.torch import load_file
+
+from .penalties import sparsity
+from .tuner import DSOConfig
+
+
+def describe(folder: str | os.PathLike[str]) -> str:
+    """
+    Describe the adapter in a folder as text: base model, strength, and per site how many neurons it changes and how
+    large its slope and shift are.
+
+    Args:
+        folder (`str`): with adapter_config.json and adapter_model.safetensors.
+
+    Returns:
+        `str`: several lines.
+
+    Raises:
+        ValueError: the folder holds no DSO adapter in safetensors.
+    """
+    path = Path(folder)
+    if not (path / "adapter_config.json").is_file():
+        raise ValueError(f"{path} holds no adapter_config.json: give the folder of a saved adapter.")
+    config = PeftConfig.from_pretrained(path)
+    if not isinstance(config, DSOConfig):
+        raise ValueError(f"{path} holds an adapter of type {config.peft_type}, not DSO.")
+    file = path / "adapter_model.safetensors"
+    if not file.is_file():
+        raise ValueError(f"{path} holds no adapter_model.safetensors.")
+    sites: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in sorted(load_file(file).items()):
+        site, dot, vector = key.rpartition(".dso_affine.")
+        if dot:
+            sites.setdefault(site.removeprefix("base_model.model."), {})[vector] = tensor
+    if not sites:
+        raise ValueError(f"{file} holds no slope and no shift.")
+    zeros, l1 = sparsity([tuple(vectors.values()) for vectors in sites.values()])
+    base = config.base_fingerprint or {}
+    lines = [
+        f"base model    {config.base_model_name_or_path or 'not named'} ({base.get('model_type') or 'unknown type'})",
+        f"strength      {config.steering_strength}",
+        f"sites         {len(sites)}",
+        f"parameters    {sum(t.numel() for v in sites.values() for t in v.values()):,}",
+        f"zero neurons  {zeros:.1%}",
+        f"|a|+|b|       {l1:.4g}",
+        "",
+        f"{'site':{max(map(len, sites))}}  changed  max |a|  max |b|",
+    ]
+    for site, vectors in sites.items():
+        changed = 1 - sparsity([tuple(vectors.values())])[0]
+        sizes = [f"{float(vectors[v].abs().max()):7.4f}" if v in vectors else "      -" for v in ("slope", "shift")]
+        lines.append(f"{site:{max(map(len, sites))}}  {changed:7.1%}  {'  '.join(sizes)}")
+    return "\n".join(lines)

@@ -1,0 +1,119 @@
+"""Which norms are steered by default: exactly those of the language backbone's blocks."""
+
+import pytest
+import torch
+from models import TEXT_MODELS, VISION_MODELS, build
+from peft import get_peft_model
+from torch import nn
+
+from peft_dso import DSOConfig, find_sites
+from peft_dso.tuner import is_norm
+
+
+NOT_BLOCK = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "final", "model.norm", "ln_f", "vision", "visual")
+
+
+@pytest.mark.parametrize("name", TEXT_MODELS)
+def test_text_models(name):
+    model = build(name)
+    sites = find_sites(model)
+    assert len(sites) == TEXT_MODELS[name][3], [site.name for site in sites]
+    if name != "opt":  # whose second norm of each block is called final_layer_norm
+        assert not [s.name for s in sites if any(part in s.name for part in NOT_BLOCK)]
+    assert all(site.width == 16 for site in sites)
+    steered = get_peft_model(model, DSOConfig())
+    assert sum(p.numel() for p in steered.parameters() if p.requires_grad) == len(sites) * 2 * 16
+
+
+@pytest.mark.parametrize("name", VISION_MODELS)
+def test_vision_language_models(name):
+    config, model_class, count = VISION_MODELS[name]
+    with torch.device("meta"):
+        model = model_class(config())
+    sites = find_sites(model)
+    assert len(sites) == count, [site.name for site in sites]
+    assert not [s.name for s in sites if any(part in s.name for part in NOT_BLOCK)]
+    # The towers do have norms of blocks: they are left out, and can be asked for.
+    others = [n for n, m in model.named_modules() if is_norm(m) and ("vision" in n or "visual" in n)]
+    assert others
+    assert [s.name for s in find_sites(model, DSOConfig(target_modules=[others[0]]))] == [others[0]]
+
+
+def names(model, **config):
+    return [site.name for site in find_sites(model, DSOConfig(**config))]
+
+
+def test_layers_to_transform_holds_for_every_kind_of_target():
+    model = build("llama")
+    block = ["model.layers.1.input_layernorm", "model.layers.1.post_attention_layernorm"]
+    assert names(model, layers_to_transform=[1]) == block
+    assert names(model, layers_to_transform=1, layers_pattern="layers") == block
+    assert names(model, layers_to_transform=[1], layers_pattern=["h", "layer."]) == block
+    assert names(model, target_modules=r".*input_layernorm", layers_to_transform=[1]) == block[:1]
+    assert names(model, target_modules=["input_layernorm"], layers_to_transform=[0]) == ["model.layers.0.input_layernorm"]
+    assert names(model, target_modules=block, layers_to_transform=[1]) == block
+    injected = get_peft_model(model, DSOConfig(target_modules=r".*input_layernorm", layers_to_transform=[1]))
+    assert [n for n, _ in injected.named_parameters() if "dso_" in n and "layers.0" in n] == []
+
+
+def test_exclusion_and_what_is_left_out_by_default():
+    model = build("qwen3")
+    assert len(names(model, exclude_modules=["input_layernorm"])) == 2
+    assert len(names(model, exclude_modules=r".*layers\.0\..*")) == 2
+    assert names(model, target_modules=["model.norm"]) == ["model.norm"]
+    assert len(names(model, target_modules=["q_norm"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"target_modules": ["nothing"]}, "No norm to steer.*input_layernorm"),
+        ({"target_modules": ["q_proj"]}, "q_proj.*Linear"),
+        ({"layers_to_transform": [7]}, "No norm to steer"),
+        ({"target_modules": "("}, "not a valid regular expression"),
+        ({"target_modules": r"(?:a?|b?|.){60}\d\d\d"}, "took longer"),
+        ({"exclude_modules": r"(?:a?|b?|.){60}\d\d\d"}, "took longer"),
+        ({"target_modules": r"(\w+\.?)+$!"}, "No norm to steer"),  # Python's own re would run for years
+    ],
+)
+def test_refusals_name_the_value_and_leave_the_model_alone(config, message):
+    model = build("llama")
+    before = [name for name, _ in model.named_modules()]
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(model, DSOConfig(**config))
+    assert [name for name, _ in model.named_modules()] == before
+
+
+def test_a_model_without_norms():
+    with pytest.raises(ValueError, match="Norms of this model: none"):
+        find_sites(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_what_is_a_norm():
+    assert is_norm(nn.LayerNorm(4)) and is_norm(nn.RMSNorm(4)) and is_norm(nn.LayerNorm(4, elementwise_affine=False))
+    for other in (nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.Linear(4, 4), nn.InstanceNorm1d(4), nn.LayerNorm((2, 4))):
+        assert not is_norm(other)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steering_strength": float("nan")},
+        {"steering_strength": float("inf")},
+        {"steering_strength": "much"},
+        {"steering_strength": {"layers.0": float("nan")}},
+        {"learn_slope": False, "learn_shift": False},
+        {"layers_pattern": "layers"},
+        {"modules_to_save": ["(a+)+$"]},
+    ],
+)
+def test_config_refuses(wrong):
+    with pytest.raises(ValueError):
+        DSOConfig(**wrong)
+
+
+def test_print_steering_sites(capsys):
+    model = get_peft_model(build("llama"), DSOConfig())
+    model.print_steering_sites()
+    printed = capsys.readouterr().out
+    assert "model.layers.1.post_attention_layernorm" in printed and "4 sites, 128 parameters" in printed
