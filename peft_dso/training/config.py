@@ -27,6 +27,10 @@ class DSOTrainerConfig(RLOOConfig):
             `None` looks at the named answers only: their probabilities count as if they summed to 1.
         reward_smoothing (`float`, defaults to 0.1):
             Imbalance of an occupation below which its reward shrinks in proportion; 0 is the sign (the paper).
+        reward_temperature (`float`, defaults to 1):
+            Temperature of the answers that count towards the majority, in (0, 1]. 1 counts probabilities, which is what
+            sampling shows; lower ones lean towards first choices, which is what greedy decoding shows. Only for
+            `rollouts="enumerate"`.
         reward_memory (`float`, defaults to 0):
             Share of the earlier answers that still counts towards the majority of an occupation, in [0, 1).
         max_kl (`float`, *optional*, defaults to 0.1):
@@ -43,6 +47,9 @@ class DSOTrainerConfig(RLOOConfig):
             The l1 term lambda, applied as a proximal step of size learning rate x l1_coef after each optimizer step. An
             Adam step has the size of the learning rate: at 0.3 a vector's entry stays at zero unless its gradient
             keeps a sign about a third of the time.
+        l1_until (`float`, defaults to 1):
+            Share of the training in which the l1 step acts, in (0, 1]. Afterwards the zeros stay zero and the others
+            are free of its pull (relaxed lasso, Meinshausen 2007).
         training_strength (`str`, defaults to `"one"`):
             The strength in training: `"one"` (the paper) or `"uniform"`, drawn anew from [0, 1].
     """
@@ -61,6 +68,9 @@ class DSOTrainerConfig(RLOOConfig):
     reward_smoothing: float = field(
         default=0.1, metadata={"help": "Imbalance below which the reward shrinks in proportion; 0 is the sign."}
     )
+    reward_temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of the answers that count towards the majority, in (0, 1]."}
+    )
     reward_memory: float = field(
         default=0.0, metadata={"help": "Share of earlier answers that counts towards an occupation's majority."}
     )
@@ -73,6 +83,9 @@ class DSOTrainerConfig(RLOOConfig):
     )
     retain_batch_size: int = field(default=16, metadata={"help": "Rows of that kind per step and device."})
     l1_coef: float = field(default=0.0, metadata={"help": "The l1 term, applied as a proximal step."})
+    l1_until: float = field(
+        default=1.0, metadata={"help": "Share of the training in which the l1 step acts; then the zeros are kept."}
+    )
     training_strength: str = field(
         default="one", metadata={"help": "Strength in training: 'one', or 'uniform' drawn from [0, 1]."}
     )
@@ -96,6 +109,9 @@ class DSOTrainerConfig(RLOOConfig):
             raise ValueError(f"questions_per_occupation={self.questions_per_occupation}: at least 1.")
         if self.max_kl is not None and not self.max_kl > 0:
             raise ValueError(f"max_kl={self.max_kl!r}: a cap above 0, or None for a fixed beta.")
+        for name in ("reward_temperature", "l1_until"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: above 0 and at most 1.")
         for name in ("kl_rate", "retain_coef", "l1_coef", "beta"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: at least 0.")

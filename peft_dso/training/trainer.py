@@ -152,6 +152,7 @@ class DSOTrainer(RLOOTrainer):
         self._encoded: dict[int, EncodedQuestion] = {}
         self._reference: Optional[dict[tuple[int, ...], torch.Tensor]] = None
         self._packs: Optional[bool] = None
+        self._support: Optional[list[tuple[nn.Parameter, torch.Tensor]]] = None
         self.add_callback(_DSOCallback(self))
 
     # --- data --------------------------------------------------------------------------------------------------------
@@ -253,7 +254,7 @@ class DSOTrainer(RLOOTrainer):
         by_group = p.new_zeros(n, len(self.groups)).scatter_add(1, group, p)  # (questions, k)
 
         names = [row["occupation"] for row in rows]
-        self.fairness_reward.observe(list(zip(names, by_group.detach().tolist())))
+        self.fairness_reward.observe(list(zip(names, self._counted(by_group.detach()).tolist())))
         shares = torch.tensor([self.fairness_reward.shares(name) for name in names], device=p.device)
         reward = group_rewards(shares, self.args.reward_smoothing).gather(1, group)  # (questions, answers)
         expected = (p * reward).sum(-1)
@@ -274,6 +275,12 @@ class DSOTrainer(RLOOTrainer):
         metrics["abstention"].append(self.accelerator.gather(1 - scores.answers[:n].detach().exp().sum(-1)).mean().item())
         self._log_shares(set(gather_object(names)), mode)
         return loss
+
+    def _counted(self, by_group: torch.Tensor) -> torch.Tensor:
+        """The groups' probabilities, shape `(questions, k)`, as they count towards the majority."""
+        answered = by_group.sum(-1, keepdim=True)
+        sharpened = by_group.clamp(min=torch.finfo(by_group.dtype).tiny).log() / self.args.reward_temperature
+        return answered * sharpened.softmax(-1)
 
     def _log_shares(self, names: set[str], mode: str) -> None:
         shares = torch.tensor([self.fairness_reward.shares(name) for name in sorted(names)])
@@ -331,14 +338,26 @@ class DSOTrainer(RLOOTrainer):
         self._log_shares(set(gather_object([row["occupation"] for row in inputs])), mode)
         return output
 
-    def after_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The l1 term's proximal step, and one step of the KL's multiplier. Called by the trainer's callback."""
-        affines = [
+    def _affines(self) -> list[nn.Module]:
+        return [
             layer.dso_affine["default"]
             for layer in self._dso_model.modules()
             if isinstance(layer, DSOLayer) and "default" in layer.dso_affine
         ]
-        if self.args.l1_coef:
+
+    def before_optimizer_step(self) -> None:
+        """Note what the l1 steps have left, once they are over. Called by the trainer's callback."""
+        over = self.args.l1_coef and self.state.global_step >= self.args.l1_until * self.state.max_steps
+        self._support = [(p, p != 0) for affine in self._affines() for p in affine.parameters()] if over else None
+
+    def after_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The l1 term's proximal step, and one step of the KL's multiplier. Called by the trainer's callback."""
+        affines = self._affines()
+        if self._support is not None:
+            with torch.no_grad():
+                for parameter, kept in self._support:
+                    parameter.mul_(kept)
+        elif self.args.l1_coef:
             rate = optimizer.param_groups[0]["lr"]
             for affine in affines:
                 soft_threshold_(affine.parameters(), float(rate) * self.args.l1_coef)
@@ -407,6 +426,9 @@ class _DSOCallback(TrainerCallback):
         self.strength = get_steering_strength(self.trainer._dso_model, "default")
         set_steering_strength(self.trainer._dso_model, 1.0, "default")
         self.trainer._cache_reference()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.before_optimizer_step()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         self.trainer.after_optimizer_step(optimizer)

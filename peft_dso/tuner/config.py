@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
+from huggingface_hub import constants, file_exists, try_to_load_from_cache
 from peft.config import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
 from .registration import DSO
 
@@ -43,7 +46,7 @@ class DSOConfig(PeftConfig):
             The strength that the adapter is loaded with: what a publisher recommends. A number for all sites or a
             dictionary from layer pattern to number (see [`set_steering_strength`]).
         base_fingerprint (`dict[str, Any]`, *optional*):
-            What the base model looked like: `model_type`, `hidden_size` and `num_sites`. Filled in when the adapter
+            What the base model looked like: `model_type`, `hidden_size` and `num_sites`, the norms in its blocks. Filled in when the adapter
             is created; a base model that differs is refused when the adapter is loaded.
 
     Raises:
@@ -97,3 +100,36 @@ class DSOConfig(PeftConfig):
         for value in values:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"steering_strength must be a finite number, got {value!r}.")
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: Optional[str] = None, **kwargs: Any
+    ) -> DSOConfig:
+        """
+        As in PEFT. [`~peft.PeftModel.from_pretrained`] comes by here before it loads anything.
+
+        Raises:
+            ValueError: there is a pickle (adapter_model.bin) and no safetensors file: it is not read.
+        """
+        config: DSOConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        if not _has_file(SAFETENSORS_WEIGHTS_NAME, pretrained_model_name_or_path, subfolder, kwargs) and _has_file(
+            WEIGHTS_NAME, pretrained_model_name_or_path, subfolder, kwargs
+        ):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds {WEIGHTS_NAME}, a pickle, and no {SAFETENSORS_WEIGHTS_NAME}. DSO "
+                "adapters are read from safetensors only: ask its author to save it with save_pretrained."
+            )
+        return config
+
+
+def _has_file(name: str, folder_or_repo: str, subfolder: Optional[str], kwargs: dict[str, Any]) -> bool:
+    """Whether a local folder, or else a repository of the Hub, holds a file."""
+    if os.path.isdir(folder_or_repo):
+        return os.path.isfile(os.path.join(folder_or_repo, subfolder or "", name))
+    path = f"{subfolder}/{name}" if subfolder else name
+    where = {key: kwargs[key] for key in ("revision", "cache_dir") if kwargs.get(key) is not None}
+    if isinstance(try_to_load_from_cache(folder_or_repo, path, **where), str):
+        return True
+    if constants.HF_HUB_OFFLINE or kwargs.get("local_files_only"):
+        return False
+    return file_exists(folder_or_repo, path, revision=kwargs.get("revision"), token=kwargs.get("token"))

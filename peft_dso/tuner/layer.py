@@ -17,9 +17,8 @@ class DSOAffine(nn.Module):
     """
     One adapter's pair at one site, and the strength that scales it.
 
-    The pair stays float32 when the model around it is cast: a slope is a small deviation, and in bfloat16 it would not
-    move at usual learning rates. Only a cast of the pair itself is obeyed, which is what `autocast_adapter_dtype=False`
-    comes down to. The strength is float32 always.
+    All of it stays float32 when the model around it is cast: a slope is a small deviation, and in bfloat16 it would not
+    move at usual learning rates.
 
     Args:
         width (`int`): number of features `d`.
@@ -44,6 +43,30 @@ class DSOAffine(nn.Module):
                 vector.normal_(std=0.1)
             self.register_parameter(name, nn.Parameter(vector) if learned else None)
         self.register_buffer("strength", torch.tensor(float(strength), dtype=torch.float32), persistent=False)
+        self.checked = True
+
+    def expect_values(self) -> None:
+        """
+        Make the pair unusable until it is loaded: what loads it need not notice a missing or a broken tensor
+        (transformers' `load_adapter` only reports it), so that the first use checks the values.
+        """
+        self.checked = False
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.fill_(torch.nan)
+
+    def check_values(self) -> None:
+        """
+        Raises:
+            ValueError: a value is NaN or infinite.
+        """
+        for name, parameter in self.named_parameters():
+            if not parameter.isfinite().all():
+                raise ValueError(
+                    f"The DSO adapter was not loaded whole, or is broken: a {name} is missing or holds NaN or infinity. "
+                    "Load it from a complete folder."
+                )
+        self.checked = True
 
     def delta(self, h: torch.Tensor) -> torch.Tensor:
         """a * h + b for `h` of shape `(..., d)`, in float32 or the wider dtype of `h`."""
@@ -82,16 +105,6 @@ class DSOAffine(nn.Module):
         super()._apply(move_only, recurse)
         return self
 
-    def to(self, *args: Any, **kwargs: Any) -> DSOAffine:
-        """Move or cast this pair itself; the strength is only moved."""
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        if device is not None:
-            super().to(device)
-        if dtype is not None:
-            for parameter in self.parameters():
-                parameter.data = parameter.data.to(dtype)
-        return self
-
 
 class DSOLayer(nn.Module, BaseTunerLayer):
     """
@@ -108,6 +121,7 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         rows (`str`): how the rows of a batch stand in the input: `"first"` (the first dimension), `"flat"` (the first
             dimension too, but two-dimensional inputs are sequences laid end to end, as OPT feeds its second norm), or
             `"none"` (a tower's patches; no strength per row is possible).
+        expects_values (`bool`): the vectors are about to be loaded (see [`DSOAffine.expect_values`]).
 
     Raises:
         TypeError: `base_layer` is no norm over the last dimension.
@@ -116,7 +130,13 @@ class DSOLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("dso_affine",)
 
     def __init__(
-        self, base_layer: nn.Module, adapter_name: str, config: DSOConfig, strength: float = 1.0, rows: str = "first"
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: DSOConfig,
+        strength: float = 1.0,
+        rows: str = "first",
+        expects_values: bool = False,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -133,11 +153,15 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         self._trainable: Optional[dict[str, bool]] = None
         self._disable_adapters = False
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config, strength)
+        self.update_layer(adapter_name, config, strength, expects_values)
 
-    def update_layer(self, adapter_name: str, config: DSOConfig, strength: float = 1.0) -> None:
+    def update_layer(
+        self, adapter_name: str, config: DSOConfig, strength: float = 1.0, expects_values: bool = False
+    ) -> None:
         """Add the adapter `adapter_name` to this site; it becomes trainable if it is active."""
         affine = DSOAffine(self.out_features, config, strength)
+        if expects_values:
+            affine.expect_values()
         device = self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
         if device is not None and device.type != "meta":
             affine.strength = affine.strength.to(device)
@@ -183,6 +207,8 @@ class DSOLayer(nn.Module, BaseTunerLayer):
             return h
         steered = h
         for affine in self.active_affines():
+            if not torch.compiler.is_compiling() and not affine.checked:
+                affine.check_values()
             strength = affine.strength
             if strength.dim():
                 strength = self._per_row(strength, h)

@@ -57,12 +57,12 @@ class DSOModel(BaseTuner):
     prefix: str = "dso_"
     tuner_layer_cls = DSOLayer
     target_module_mapping: dict[str, list[str]] = {}
+    _expects_values = False
 
     # --- injection ---------------------------------------------------------------------------------------------------
 
     def _prepare_adapter_config(self, peft_config: DSOConfig, model_config: dict[str, Any]) -> DSOConfig:
-        sites = find_sites(self.model, peft_config)  # raises before anything is changed
-        found = fingerprint(self.model, len(sites))
+        found = fingerprint(self.model)
         expected = peft_config.base_fingerprint
         if expected is not None:
             differing = [
@@ -74,6 +74,9 @@ class DSOModel(BaseTuner):
                     f"{peft_config.base_model_name_or_path or 'the model it was trained on'}, or, for a new adapter, "
                     "make a new DSOConfig."
                 )
+        sites = find_sites(self.model, peft_config)  # raises before anything is changed
+        # A fingerprint comes with a saved config, whose vectors must follow (see DSOAffine.expect_values).
+        self._expects_values = expected is not None and peft_config.inference_mode
         peft_config.base_fingerprint = found
         if peft_config.target_modules is None:
             peft_config.target_modules = default_site_names(self.model)  # type: ignore[assignment]  # a set, as in PEFT
@@ -108,16 +111,24 @@ class DSOModel(BaseTuner):
             strength = _strength.pattern_value(strength, current_key)
             strength = 1.0 if strength is None else strength
         if isinstance(target, DSOLayer):
-            target.update_layer(adapter_name, peft_config, strength)
+            target.update_layer(adapter_name, peft_config, strength, self._expects_values)
             return
         if not in_language_backbone(self.model, current_key):
             rows = "none"
         else:
             rows = "flat" if hasattr(getattr(self.model, "config", None), "model_type") else "first"
-        layer = DSOLayer(target, adapter_name, peft_config, strength, rows)
+        layer = DSOLayer(target, adapter_name, peft_config, strength, rows, self._expects_values)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """A pair is float32 from the start (see [`DSOAffine`]), so that only the opposite of PEFT's cast is left to do."""
+        for layer in self.model.modules() if not autocast_adapter_dtype else ():
+            if isinstance(layer, DSOLayer) and adapter_name in layer.dso_affine:
+                dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())[1]
+                for parameter in layer.dso_affine[adapter_name].parameters():
+                    parameter.data = parameter.data.to(dtype)
 
     def print_steering_sites(self, adapter_name: Optional[str] = None) -> None:
         """

@@ -258,15 +258,15 @@ def _listing(norms: dict[str, nn.Module], most: int = 12) -> str:
     return (", ".join(folded[:most]) + (", ..." if len(folded) > most else "")) if folded else "none"
 
 
-def fingerprint(model: nn.Module, num_sites: int) -> dict[str, Any]:
+def fingerprint(model: nn.Module) -> dict[str, Any]:
     """
     What identifies a base model well enough to refuse another one: `model_type` of the language backbone,
-    `hidden_size`, and the number of sites that the config matches.
+    `hidden_size`, and the number of sites that it has by default (whichever of them are steered).
     """
     config = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return {
         "model_type": getattr(text, "model_type", None),
         "hidden_size": getattr(text, "hidden_size", None),
-        "num_sites": num_sites,
+        "num_sites": len(default_site_names(model)),
     }

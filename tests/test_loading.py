@@ -1,0 +1,166 @@
+"""What is loaded must fit: PEFT itself lets missing and surplus tensors pass."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from models import TEXT, build, randomize
+from peft import PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from peft_dso import DSOConfig, DSOLayer
+
+
+KEY = "base_model.model.model.layers.1.input_layernorm.dso_affine.slope"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    get_peft_model(build("llama"), DSOConfig(init_weights=False, task_type="CAUSAL_LM")).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def edit(folder, change):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def edit_config(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+CHANGES = {
+    "missing": (lambda t: t.pop(KEY), r"input_layernorm.*slope is missing"),
+    "surplus": (lambda t: t.update({KEY.replace("layers.1", "layers.7"): torch.zeros(16)}), r"layers\.7.*does not belong"),
+    "shape": (lambda t: t.update({KEY: torch.zeros(8)}), r"shape \(8,\) instead of \(16,\)"),
+    "two dimensions": (lambda t: t.update({KEY: torch.zeros(1, 16)}), r"shape \(1, 16\) instead of \(16,\)"),
+    "integers": (lambda t: t.update({KEY: torch.zeros(16, dtype=torch.int64)}), "not floating-point"),
+    "nan": (lambda t: t[KEY].__setitem__(3, float("nan")), "NaN or infinity"),
+    "infinity": (lambda t: t[KEY].__setitem__(3, float("inf")), "NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+@pytest.mark.parametrize("kind", CHANGES)
+def test_tensors_that_do_not_fit(folder, kind, low_cpu_mem_usage):
+    change, message = CHANGES[kind]
+    edit(folder, change)
+    with pytest.raises(ValueError, match=message):
+        PeftModel.from_pretrained(build("llama"), folder, low_cpu_mem_usage=low_cpu_mem_usage)
+
+
+@pytest.mark.parametrize("kind", ["missing", "shape", "two dimensions", "nan", "infinity"])
+def test_tensors_that_do_not_fit_through_transformers(folder, kind):
+    """`load_adapter` of transformers only reports what is missing: the first use refuses it."""
+    edit(folder, CHANGES[kind][0])
+    model = build("llama")
+    with pytest.raises((ValueError, RuntimeError), match="not loaded whole|ignore_mismatched_sizes"):
+        model.load_adapter(str(folder))
+        model(torch.arange(3, 8)[None])
+
+
+def test_a_saved_config_without_its_vectors_does_not_steer_silently(folder):
+    model = inject_adapter_in_model(PeftConfig.from_pretrained(folder), build("llama"))
+    with pytest.raises(ValueError, match="not loaded whole"):
+        model(torch.arange(3, 8)[None])
+    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    model(torch.arange(3, 8)[None])
+
+
+def other(**changes):
+    return LlamaForCausalLM(LlamaConfig(**{**TEXT, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (lambda: other(hidden_size=32), r"another base model: hidden_size 16, here 32"),
+        (lambda: other(num_hidden_layers=3), r"num_sites 4, here 6"),
+        (lambda: other(num_hidden_layers=1), r"num_sites 4, here 2"),
+        (lambda: build("qwen2"), r"model_type 'llama', here 'qwen2'"),
+        (lambda: build("gpt2"), r"model_type 'llama', here 'gpt2'"),
+    ],
+)
+def test_another_base_model_is_refused(folder, base, message):
+    model = base()
+    names = [n for n, _ in model.named_modules()]
+    with pytest.raises(ValueError, match=message):
+        PeftModel.from_pretrained(model, folder)
+    assert names == [n for n, _ in model.named_modules()]  # nothing was changed before the refusal
+
+
+def test_no_safetensors(folder):
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises((ValueError, OSError), match=r"safetensors|adapter_model"):
+        PeftModel.from_pretrained(build("llama"), folder)
+
+
+def test_a_pickle_is_not_read(folder):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(tensors, folder / "adapter_model.bin")
+    with pytest.raises((ValueError, OSError), match=r"safetensors"):
+        PeftModel.from_pretrained(build("llama"), folder)
+
+
+def test_a_broken_safetensors_file(folder):
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(Exception, match=r"(?i)safetensor|header|deserializ|incomplete"):
+        PeftModel.from_pretrained(build("llama"), folder)
+
+
+def test_config_from_json(folder):
+    config = PeftConfig.from_pretrained(folder)
+    assert isinstance(config, DSOConfig) and config.peft_type == "DSO"
+    assert config.base_fingerprint == {"model_type": "llama", "hidden_size": 16, "num_sites": 4}
+    assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "DSO"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steering_strength": float("nan")}, "finite"),
+        ({"steering_strength": {"layers.0": float("inf")}}, "finite"),
+        ({"learn_slope": False, "learn_shift": False}, "nothing would be learned"),
+        ({"target_modules": r"(?:a?|b?|.){60}\d\d\d"}, "target_modules|pattern|time"),
+        ({"target_modules": ["../../etc/passwd"]}, "no norm|match"),
+    ],
+)
+def test_hostile_configs(folder, changes, message):
+    edit_config(folder, base_fingerprint=None, **changes)
+    with pytest.raises(ValueError, match=message):
+        PeftModel.from_pretrained(build("llama"), folder)
+
+
+def test_without_norms_and_with_nothing_matched():
+    linear = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="norm"):
+        get_peft_model(linear, DSOConfig())
+    with pytest.raises(ValueError, match=r"q_proj"):
+        get_peft_model(build("llama"), DSOConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=r"nowhere[\s\S]*input_layernorm"):
+        get_peft_model(build("llama"), DSOConfig(target_modules=["nowhere"]))
+
+
+def test_a_fresh_process_loads_it(folder):
+    base = randomize(build("llama"))
+    base.save_pretrained(folder / "base")
+    model = PeftModel.from_pretrained(base, folder).eval()
+    x = torch.arange(3, 8)[None]
+    code = f"""
+import torch, peft_dso
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base = AutoModelForCausalLM.from_pretrained({str(folder / "base")!r})
+model = PeftModel.from_pretrained(base, {str(folder)!r}).eval()
+print(float(model(torch.arange(3, 8)[None]).logits.double().sum()))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    torch.testing.assert_close(float(found.stdout), float(model(x).logits.double().sum()), rtol=1e-5, atol=1e-5)
+    assert sum(isinstance(m, DSOLayer) for m in model.modules()) == 4

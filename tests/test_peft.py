@@ -1,0 +1,353 @@
+"""What a PEFT user does with LoRA."""
+
+import copy
+
+import pytest
+import torch
+from models import build, randomize
+from peft import (
+    AutoPeftModelForCausalLM,
+    LoraConfig,
+    PeftMixedModel,
+    PeftModel,
+    get_peft_model,
+    inject_adapter_in_model,
+)
+
+import peft_dso
+from peft_dso import DSOConfig, DSOLayer
+
+
+def ids(rows=3, length=5, seed=1):
+    return torch.randint(3, 64, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def layers(model):
+    return [m for m in model.modules() if isinstance(m, DSOLayer)]
+
+
+def steered(name="llama", adapters=("default",), **config):
+    torch.manual_seed(3)
+    model = get_peft_model(randomize(build(name)), DSOConfig(init_weights=False, **config)).eval()
+    for adapter in adapters[1:]:
+        model.add_adapter(adapter, DSOConfig(init_weights=False, **config))
+    return model
+
+
+def logits(model, x=None, **kwargs):
+    with torch.no_grad():
+        return model(ids() if x is None else x, **kwargs).logits
+
+
+# --- several adapters ------------------------------------------------------------------------------------------------
+
+
+def test_active_adapters_add():
+    model = steered(adapters=("default", "other"))
+    layer = layers(model)[0]
+    a, b = layer.dso_affine["default"], layer.dso_affine["other"]
+    h = torch.randn(2, 3, 16)
+    norm = layer.get_base_layer()(h)
+    assert model.active_adapters == ["default"]
+    torch.testing.assert_close(layer(h), norm + a.slope * norm + a.shift)
+    model.base_model.set_adapter(["default", "other"])
+    model.set_steering_strength(0.5, "other")
+    expected = norm + (a.slope * norm + a.shift) + 0.5 * (b.slope * norm + b.shift)
+    torch.testing.assert_close(layer(h), expected)
+    assert model.get_steering_strength() == {"default": 1.0, "other": 0.5}
+    model.set_steering_strength(0.25)
+    assert model.get_steering_strength() == 0.25
+
+
+def test_switch_disable_delete():
+    model = steered(adapters=("default", "other"))
+    base = logits(randomize(build("llama")))
+    one = logits(model)
+    model.set_adapter("other")
+    two = logits(model)
+    assert not torch.allclose(one, two)
+    assert [p.requires_grad for p in layers(model)[0].dso_affine["default"].parameters()] == [False, False]
+    assert [p.requires_grad for p in layers(model)[0].dso_affine["other"].parameters()] == [True, True]
+    with model.disable_adapter():
+        assert torch.equal(logits(model), base)
+    assert torch.equal(logits(model), two)
+    model.delete_adapter("other")
+    assert "other" not in layers(model)[0].dso_affine
+    with pytest.raises(ValueError, match="'other'"):
+        model.set_steering_strength(0.1, "other")
+    assert torch.equal(logits(model), one)
+    assert torch.equal(logits(model.unload()), base)
+
+
+def test_an_adapter_that_is_not_active_is_frozen():
+    model = steered(adapters=("default", "other"))
+    trainable = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert trainable and all(".default." in n for n in trainable)
+
+
+def test_leaving_disable_adapter_keeps_an_inference_adapter_frozen(tmp_path):
+    steered(task_type="CAUSAL_LM").save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(build("llama"), tmp_path)
+    assert not any(p.requires_grad for p in model.parameters())
+    with model.disable_adapter():
+        pass
+    assert not any(p.requires_grad for p in model.parameters())
+    model = steered()
+    with model.disable_adapter():
+        assert not any(p.requires_grad for p in model.parameters())
+    assert any(p.requires_grad for p in model.parameters())
+
+
+def test_weighted_sum_is_exact():
+    model = steered(adapters=("default", "other"))
+    model.base_model.add_weighted_adapter(["default", "other"], [0.7, -0.2], "sum")
+    model.base_model.set_adapter(["default", "other"])
+    model.set_steering_strength(0.7, "default")
+    model.set_steering_strength(-0.2, "other")
+    together = logits(model)
+    model.set_adapter("sum")
+    torch.testing.assert_close(logits(model), together, rtol=1e-5, atol=1e-6)
+    for adapters, weights, name in (
+        (["nobody"], [1.0], "x"), (["default"], [1.0], "sum"), (["default"], [1.0, 2.0], "x"), (["default"], [float("nan")], "x")
+    ):  # fmt: skip
+        with pytest.raises(ValueError):
+            model.base_model.add_weighted_adapter(adapters, weights, name)
+    assert set(model.peft_config) == {"default", "other", "sum"}
+
+
+def test_a_sum_of_adapters_can_be_saved(tmp_path):
+    model = steered(adapters=("default", "other"), task_type="CAUSAL_LM")
+    model.base_model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "sum")
+    model.set_adapter("sum")
+    model.save_pretrained(tmp_path, selected_adapters=["sum"])
+    loaded = PeftModel.from_pretrained(randomize(build("llama")), tmp_path / "sum").eval()
+    torch.testing.assert_close(logits(loaded), logits(model))
+
+
+@pytest.mark.parametrize("with_strengths", [False, True])
+def test_adapter_names_per_row(with_strengths):
+    model, x = steered(adapters=("default", "other")), ids(4)
+    if with_strengths:
+        model.set_steering_strength([0.1, 0.2, 0.3, 0.4], "default")
+    names = ["default", "__base__", "other", "default"]
+    mixed = logits(model, x, adapter_names=names)
+    for i, name in enumerate(names):
+        row = x[i : i + 1]
+        if name == "__base__":
+            with model.disable_adapter():
+                alone = logits(model, row)
+        else:
+            model.set_adapter(name)
+            before = model.get_steering_strength()
+            if isinstance(before, list):
+                model.set_steering_strength(before[i])
+            alone = logits(model, row)
+            model.set_steering_strength(before)
+        torch.testing.assert_close(mixed[i], alone[0], rtol=1e-4, atol=1e-5)
+    model.set_adapter("default")
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    logits(model, x, adapter_names=names)
+    assert model.active_adapters == ["default"] and trainable == {n for n, p in model.named_parameters() if p.requires_grad}
+    with pytest.raises(ValueError, match="nobody"):
+        logits(model, x, adapter_names=["nobody"] * 4)
+
+
+def test_adapter_names_in_generate_with_beams():
+    model, x = steered(adapters=("default", "other"), task_type="CAUSAL_LM"), ids(2)
+    options = dict(attention_mask=torch.ones_like(x), max_new_tokens=4, num_beams=2, pad_token_id=0, eos_token_id=None)
+    mixed = model.generate(input_ids=x, adapter_names=["other", "__base__"], **options)
+    options["attention_mask"] = torch.ones(1, 5, dtype=torch.long)
+    with model.disable_adapter():
+        assert torch.equal(mixed[1:], model.generate(input_ids=x[1:], **options))
+    model.set_adapter("other")
+    assert torch.equal(mixed[:1], model.generate(input_ids=x[:1], **options))
+
+
+# --- options of PEFT -------------------------------------------------------------------------------------------------
+
+
+def test_modules_to_save(tmp_path):
+    model = steered(task_type="CAUSAL_LM", modules_to_save=["lm_head"])
+    model.base_model.model.lm_head.modules_to_save["default"].weight.data.add_(0.1)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(randomize(build("llama")), tmp_path).eval()
+    assert torch.equal(logits(loaded), logits(model))
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_save_and_load(tmp_path, low_cpu_mem_usage, dtype):
+    model = steered(task_type="CAUSAL_LM", steering_strength=0.3).to(dtype)
+    model.save_pretrained(tmp_path)
+    base = randomize(build("llama")).to(dtype)
+    loaded = PeftModel.from_pretrained(base, tmp_path, low_cpu_mem_usage=low_cpu_mem_usage).eval()
+    assert torch.equal(logits(loaded), logits(model))
+    assert loaded.get_steering_strength() == 0.3
+    loaded.set_steering_strength(0.8)
+    model.set_steering_strength(0.8)
+    assert torch.equal(logits(loaded), logits(model))
+    assert not any(t.is_meta for m in layers(loaded) for t in (*m.parameters(), *m.buffers()))
+
+
+def test_names_of_parameters_and_of_what_is_saved(tmp_path):
+    from safetensors.torch import load_file
+
+    model = steered(task_type="CAUSAL_LM")
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert "base_model.model.model.layers.0.input_layernorm.dso_affine.default.slope" in names
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert "base_model.model.model.layers.0.input_layernorm.dso_affine.slope" in saved
+    assert len(saved) == len(names) and {t.dtype for t in saved.values()} == {torch.float32}
+
+
+def test_autocast_adapter_dtype(tmp_path):
+    base = build("llama", torch.bfloat16)
+    model = get_peft_model(base, DSOConfig(), autocast_adapter_dtype=False)
+    assert {p.dtype for m in layers(model) for p in m.dso_affine.parameters()} <= {torch.bfloat16, torch.float32}
+    assert logits(model).dtype == torch.bfloat16
+    model = get_peft_model(build("llama", torch.bfloat16), DSOConfig())
+    assert {p.dtype for m in layers(model) for p in m.dso_affine.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant):
+    x, gradients = ids(), []
+    for checkpointing in (False, True):
+        model = steered().train()
+        if checkpointing:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        model.set_steering_strength([0.1, 0.5, 1.0])
+        model(x).logits.square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+    for one, two in zip(*gradients):
+        torch.testing.assert_close(one, two)
+        assert one.abs().max() > 0
+
+
+def test_status():
+    model = steered(adapters=("default", "other"))
+    status = model.get_model_status()
+    assert status.peft_types == {"default": "DSO", "other": "DSO"} and status.active_adapters == ["default"]
+    assert status.num_adapter_layers == 4
+    per_layer = model.get_layer_status()
+    assert len(per_layer) == 4 and per_layer[0].requires_grad == {"default": True, "other": False}
+
+
+def test_auto_peft_model(tmp_path):
+    base = randomize(build("llama"))
+    base.save_pretrained(tmp_path / "base")
+    base.name_or_path = base.config._name_or_path = str(tmp_path / "base")
+    torch.manual_seed(3)
+    model = get_peft_model(base, DSOConfig(init_weights=False, task_type="CAUSAL_LM")).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(loaded), logits(model))
+    loaded.set_steering_strength(0.0)
+    torch.testing.assert_close(logits(loaded), logits(randomize(build("llama"))))
+
+
+def test_transformers_adapters(tmp_path):
+    model = steered(task_type="CAUSAL_LM")
+    expected = logits(model)
+    model.save_pretrained(tmp_path)
+    plain = randomize(build("llama"))
+    base = logits(plain)
+    plain.load_adapter(str(tmp_path))
+    torch.testing.assert_close(logits(plain), expected)
+    peft_dso.set_steering_strength(plain, 0.0)
+    assert torch.equal(logits(plain), base)
+    with peft_dso.steering_strength(plain, 1.0):
+        torch.testing.assert_close(logits(plain), expected)
+    assert peft_dso.get_steering_strength(plain) == 0.0
+    plain.add_adapter(DSOConfig(init_weights=False), "second")
+    plain.set_adapter("second")
+    peft_dso.set_steering_strength(plain, 0.5, "second")
+    assert peft_dso.get_steering_strength(plain, "second") == 0.5
+    assert not torch.equal(logits(plain), base)
+    plain.disable_adapters()
+    assert torch.equal(logits(plain), base)
+    plain.enable_adapters()
+    plain.delete_adapter("second")
+    with pytest.raises(ValueError, match="second"):
+        peft_dso.get_steering_strength(plain, "second")
+
+
+def test_inject():
+    model = randomize(build("llama"))
+    base = logits(model)
+    model = inject_adapter_in_model(DSOConfig(init_weights=False), model)
+    assert len(layers(model)) == 4 and not torch.equal(logits(model), base)
+    peft_dso.set_steering_strength(model, 0.0)
+    assert torch.equal(logits(model), base)
+
+
+def test_mixed_models_are_refused():
+    with pytest.raises(ValueError, match="DSO"):
+        PeftMixedModel(build("llama"), DSOConfig())
+    with pytest.raises(ValueError, match="DSO"):
+        get_peft_model(build("llama"), DSOConfig(), mixed=True)
+
+
+def test_on_top_of_lora():
+    model = inject_adapter_in_model(LoraConfig(target_modules=["q_proj"], init_lora_weights=False), randomize(build("llama")))
+    lora = logits(model)
+    model = get_peft_model(model, DSOConfig(init_weights=False)).eval()
+    assert not torch.equal(logits(model), lora)
+    model.set_steering_strength(0.0)
+    assert torch.equal(logits(model), lora)
+
+
+def test_prompt_of_what_is_steered(capsys):
+    model = steered()
+    model.print_steering_sites()
+    printed = capsys.readouterr().out
+    assert "model.layers.1.post_attention_layernorm" in printed and "LlamaRMSNorm" in printed
+    assert printed.splitlines()[-1] == "4 sites, 128 parameters"
+
+
+def test_prune_keeps_the_largest():
+    model = steered()
+    before = {n: m.dso_affine["default"] for n, m in model.named_modules() if isinstance(m, DSOLayer)}
+    sizes = sorted(
+        (float(a.slope[i].abs() + a.shift[i].abs()), n, i) for n, a in copy.deepcopy(before).items() for i in range(16)
+    )
+    gone = {(n, i) for _, n, i in sizes[: 64 - 38]}
+    assert model.base_model.prune(0.6) == 38  # round(0.6 * 64)
+    for n, a in before.items():
+        for i in range(16):
+            assert ((a.slope[i] == 0) and (a.shift[i] == 0)) == ((n, i) in gone)
+    assert model.base_model.prune(0.0) == 0
+    with pytest.raises(ValueError, match=r"1\.5"):
+        model.base_model.prune(1.5)
+
+
+def _dynamic_int8(model):
+    torchao = pytest.importorskip("torchao.quantization")
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+    return model
+
+
+def _bitsandbytes_4bit(model):
+    bnb = pytest.importorskip("bitsandbytes")
+    for name, module in list(model.named_modules()):
+        if isinstance(module, torch.nn.Linear) and "proj" in name:
+            parent, child = name.rpartition(".")[::2]
+            quantised = bnb.nn.Linear4bit(module.in_features, module.out_features, bias=module.bias is not None)
+            quantised.load_state_dict(module.state_dict())
+            setattr(model.get_submodule(parent), child, quantised.to("cpu"))
+    return model
+
+
+@pytest.mark.parametrize("quantise", [_dynamic_int8, _bitsandbytes_4bit])
+def test_quantised_base(quantise):
+    base = quantise(randomize(build("llama")))
+    plain = logits(base)
+    assert not torch.equal(plain, logits(randomize(build("llama"))))  # it is quantised
+    model = get_peft_model(base, DSOConfig(init_weights=False)).eval()
+    assert not torch.equal(logits(model), plain)
+    model(ids()).logits.sum().backward()
+    assert all(p.dtype == torch.float32 and p.grad.abs().sum() > 0 for m in layers(model) for p in m.dso_affine.parameters())
+    model.set_steering_strength(0.0)
+    assert torch.equal(logits(model), plain)
