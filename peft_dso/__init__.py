@@ -1,6 +1,6 @@
 """
-Direct Steering Optimization (arXiv 2512.15926) for Hugging Face PEFT: learn an affine pair behind every norm of a frozen
-model, and turn its strength while the model is in use.
+Direct Steering Optimization (arXiv 2512.15926) for Hugging Face PEFT: learn an affine pair behind every norm of a
+frozen model, and turn its strength while the model is in use.
 
 Importing this package registers the PEFT type "DSO"; do it before an adapter of that type is loaded.
 """

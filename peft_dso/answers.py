@@ -25,8 +25,8 @@ def read_answer(text: str, answers: Sequence[str]) -> Optional[int]:
     Which of the answers a text gives.
 
     An answer counts where it stands as whole words, upper or lower case; a single capital letter counts as an option
-    only where it cannot be the article "A". Where one answer lies inside another ("driver" in "bus driver"), the longer
-    one counts.
+    only where it cannot be the article "A". Where one answer lies inside another ("driver" in "bus driver"), the
+    longer one counts.
 
     Args:
         text (`str`): what the model wrote.

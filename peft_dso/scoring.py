@@ -1,9 +1,9 @@
 """
 Log-probabilities of given answers, in one forward pass per prompt.
 
-Prompts of one task begin alike ("The nurse said that", "The nurse was late because"). They are laid out as a trie: each
-distinct prefix is computed once, a token attends to its own ancestors only, and its position is its depth. What is read
-off is what each prompt alone would give.
+Prompts of one task begin alike ("The nurse said that", "The nurse was late because"). They are laid out as a trie:
+each distinct prefix is computed once, a token attends to its own ancestors only, and its position is its depth. What
+is read off is what each prompt alone would give.
 """
 
 from __future__ import annotations
@@ -58,8 +58,14 @@ def encode_question(tokenizer: Any, prompt: Any, answers: Sequence[str]) -> Enco
             ids.pop()  # a tokenizer that closes every text: the answer would stand after the end
     else:
         if not getattr(tokenizer, "chat_template", None):
-            raise ValueError("The prompt is a list of messages and the tokenizer has no chat template. Give plain text.")
-        ids = list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"])
+            raise ValueError(
+                "The prompt is a list of messages and the tokenizer has no chat template. Give plain text."
+            )
+        ids = list(
+            tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)[
+                "input_ids"
+            ]
+        )
     if not ids:
         raise ValueError(f"The prompt {prompt!r} has no token.")
     encoded = [tuple(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers]
@@ -195,7 +201,8 @@ class Scores:
     What a model says to a batch of questions.
 
     Args:
-        answers (`torch.Tensor`): log Pr[answer | prompt], shape `(questions, answers)`, -inf where a question has fewer
+        answers (`torch.Tensor`): log Pr[answer | prompt], shape `(questions, answers)`, -inf where a question has
+            fewer
             answers than the widest.
         decision (`torch.Tensor`): log-probabilities of the next token where the answer is decided, shape
             `(questions, vocabulary)`.
@@ -232,7 +239,9 @@ def score_packed(model: nn.Module, packed: PackedQuestions) -> Scores:
     question, answer, _, token = packed.reads.to(device).unbind(1)
     read = log_probs[inverse[n:].to(device), token]
     answers = read.new_zeros(n, packed.answers).index_put((question, answer), read, accumulate=True)
-    present = torch.zeros_like(answers, dtype=torch.bool).index_put((question, answer), torch.tensor(True, device=device))
+    present = torch.zeros_like(answers, dtype=torch.bool).index_put(
+        (question, answer), torch.tensor(True, device=device)
+    )
     return Scores(answers.masked_fill(~present, -torch.inf), log_probs[inverse[:n].to(device)])
 
 
@@ -282,7 +291,7 @@ def score_plain(model: nn.Module, questions: Sequence[EncodedQuestion]) -> Score
 
 
 @torch.no_grad()
-def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], tolerance: float = 1e-2) -> bool:
+def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], tolerance: Optional[float] = None) -> bool:
     """
     Whether packing gives what the prompts alone give: tried on a few of the questions, because whether an architecture
     honours a mask and positions of one's own (a rotary model does, ALiBi does not) cannot be read off its config.
@@ -290,19 +299,25 @@ def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], toleranc
     Args:
         model (`nn.Module`): a causal language model.
         questions (`Sequence[EncodedQuestion]`): the questions to come.
-        tolerance (`float`): allowed difference, as a share of the largest probability.
+        tolerance (`float`, *optional*): allowed difference of the log-probabilities, as a share of how much they
+            differ
+            between the questions (root mean squares); default 0.01, and 0.1 for a model in half precision.
 
     Returns:
         `bool`: `False` also when the model refuses such a mask.
     """
-    shortest = sorted(questions, key=lambda q: q.prompt)[:3]
-    few = [*shortest, max(questions, key=lambda q: len(q.prompt))]
+    if tolerance is None:
+        tolerance = 0.01 if _compute_dtype(model) == torch.float32 else 0.1
+    by_prompt = sorted(questions, key=lambda q: q.prompt)
+    few = [*by_prompt[:3], by_prompt[-1], max(questions, key=lambda q: len(q.prompt))]
     try:
-        packed = score_packed(model, pack(few)).decision.exp()
+        packed = score_packed(model, pack(few)).decision
     except (ValueError, TypeError, RuntimeError, NotImplementedError):
         return False
-    plain = score_plain(model, few).decision.exp()
-    return bool((packed - plain).abs().max() <= tolerance * plain.max())
+    plain = score_plain(model, few).decision
+    spread = (plain - plain.mean(0)).square().mean().sqrt()
+    error = (packed - plain).square().mean().sqrt()
+    return bool(error <= tolerance * spread + 1e-5)
 
 
 @contextmanager
@@ -319,7 +334,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def batches(questions: Sequence[EncodedQuestion], tokens: int) -> Iterator[list[int]]:
     """Numbers of the questions in batches of about `tokens` prompt tokens, neighbours in the trie together."""
     batch: list[int] = []
-    used, previous = 0, ()
+    used = 0
+    previous: tuple[int, ...] = ()
     for number in sorted(range(len(questions)), key=lambda n: questions[n].prompt):
         prompt = questions[number].prompt
         shared = next((i for i, (a, b) in enumerate(zip(prompt, previous)) if a != b), min(len(prompt), len(previous)))

@@ -1,7 +1,12 @@
 """Tiny models of many architectures, built from config: no network, no weights."""
 
+import re
+
 import torch
 import transformers as tf
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 
 TEXT = dict(
@@ -21,8 +26,12 @@ OPT = dict(
     vocab_size=64, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16,
     max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
-T5 = dict(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, pad_token_id=0, decoder_start_token_id=0)
-VISION = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8)
+T5 = dict(
+    vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, pad_token_id=0, decoder_start_token_id=0
+)
+VISION = dict(
+    hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+)
 
 # name: (config class, its arguments, model class, norms of the blocks of the language backbone)
 TEXT_MODELS = {
@@ -53,7 +62,14 @@ def _qwen_vl(config_class, **vision):
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
     return config_class(
         text_config={**TEXT, "head_dim": 8, "rope_parameters": rope},
-        vision_config={"depth": 2, "num_heads": 2, "hidden_size": 16, "intermediate_size": 32, "patch_size": 8, **vision},
+        vision_config={
+            "depth": 2,
+            "num_heads": 2,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "patch_size": 8,
+            **vision,
+        },
     )
 
 
@@ -69,13 +85,20 @@ VISION_MODELS = {
         4,
     ),
     "qwen3_vl": (
-        lambda: _qwen_vl(tf.Qwen3VLConfig, out_hidden_size=16, deepstack_visual_indexes=[0], num_position_embeddings=16),
+        lambda: _qwen_vl(
+            tf.Qwen3VLConfig, out_hidden_size=16, deepstack_visual_indexes=[0], num_position_embeddings=16
+        ),
         tf.Qwen3VLForConditionalGeneration,
         4,
     ),
     "gemma3": (
         lambda: _composite(
-            tf.Gemma3Config, tf.Gemma3TextConfig, {**TEXT, "head_dim": 8}, tf.SiglipVisionConfig, VISION, mm_tokens_per_image=4
+            tf.Gemma3Config,
+            tf.Gemma3TextConfig,
+            {**TEXT, "head_dim": 8},
+            tf.SiglipVisionConfig,
+            VISION,
+            mm_tokens_per_image=4,
         ),
         tf.Gemma3ForConditionalGeneration,
         8,
@@ -99,10 +122,15 @@ VISION_MODELS = {
         lambda: tf.MllamaConfig(
             text_config={**TEXT, "num_hidden_layers": 3, "cross_attention_layers": [1]},
             vision_config={
-                **VISION, "attention_heads": 2, "num_global_layers": 1, "vision_output_dim": 32,
-                "intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1]], "max_num_tiles": 1,
+                **VISION,
+                "attention_heads": 2,
+                "num_global_layers": 1,
+                "vision_output_dim": 32,
+                "intermediate_layers_indices": [0],
+                "supported_aspect_ratios": [[1, 1]],
+                "max_num_tiles": 1,
             },
-        ),  # fmt: skip
+        ),
         tf.MllamaForConditionalGeneration,
         6,
     ),
@@ -119,7 +147,48 @@ def build(name, dtype=torch.float32, seed=0):
 def randomize(model, scale=0.3, seed=0):
     """Norms that differ from 1 and 0, so that a mistake with them shows."""
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.data += scale * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
     return model
+
+
+def tokenizer_of(*texts):
+    """A tokenizer that knows the words of some texts, each word one token; at most 64 tokens."""
+    words = dict.fromkeys(word for text in texts for word in re.findall(r"\w+|[^\w\s]", text))
+    tokenizer = Tokenizer(
+        WordLevel({word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words])}, "<unk>")
+    )
+    assert len(words) <= 60
+    tokenizer.pre_tokenizer = Whitespace()
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        padding_side="left",
+    )
+
+
+OCCUPATIONS = ("nurse", "driver", "farmer", "clerk")
+
+
+def tiny_questions(
+    occupations=OCCUPATIONS, frames=("The {o} said that", "The {o} who was late said that"), right=None
+):
+    """Questions about some occupations that the tokenizer of [`tiny_tokenizer`] knows."""
+    rows = []
+    for i, occupation in enumerate(occupations):
+        for frame in frames:
+            meanings = ["pro", "anti"] if i % 2 else ["anti", "pro"]
+            rows.append({"prompt": frame.format(o=occupation), "occupation": occupation, "answers": [" he", " she"],
+                         "meanings": meanings, "right": right})  # fmt: skip
+    return rows
+
+
+def tiny_tokenizer():
+    """The tokenizer of [`tiny_questions`]."""
+    return tokenizer_of(
+        "The said that left because was late when a man woman who is , he she they . The", " ".join(OCCUPATIONS)
+    )

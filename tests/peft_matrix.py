@@ -28,6 +28,7 @@ ROWS = [
     ),
 ]
 
+
 def pytest_pycollect_makeitem(collector, name, obj):
     module = collector.module
     if getattr(module, "_dso_rows", False):

@@ -36,7 +36,10 @@ def edit_config(folder, **changes):
 
 CHANGES = {
     "missing": (lambda t: t.pop(KEY), r"input_layernorm.*slope is missing"),
-    "surplus": (lambda t: t.update({KEY.replace("layers.1", "layers.7"): torch.zeros(16)}), r"layers\.7.*does not belong"),
+    "surplus": (
+        lambda t: t.update({KEY.replace("layers.1", "layers.7"): torch.zeros(16)}),
+        r"layers\.7.*does not belong",
+    ),
     "shape": (lambda t: t.update({KEY: torch.zeros(8)}), r"shape \(8,\) instead of \(16,\)"),
     "two dimensions": (lambda t: t.update({KEY: torch.zeros(1, 16)}), r"shape \(1, 16\) instead of \(16,\)"),
     "integers": (lambda t: t.update({KEY: torch.zeros(16, dtype=torch.int64)}), "not floating-point"),

@@ -111,7 +111,8 @@ def test_weighted_sum_is_exact():
     model.set_adapter("sum")
     torch.testing.assert_close(logits(model), together, rtol=1e-5, atol=1e-6)
     for adapters, weights, name in (
-        (["nobody"], [1.0], "x"), (["default"], [1.0], "sum"), (["default"], [1.0, 2.0], "x"), (["default"], [float("nan")], "x")
+        (["nobody"], [1.0], "x"), (["default"], [1.0], "sum"), (["default"], [1.0, 2.0], "x"), (["default"],
+    [float("nan")], "x")
     ):  # fmt: skip
         with pytest.raises(ValueError):
             model.base_model.add_weighted_adapter(adapters, weights, name)
@@ -150,7 +151,9 @@ def test_adapter_names_per_row(with_strengths):
     model.set_adapter("default")
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
     logits(model, x, adapter_names=names)
-    assert model.active_adapters == ["default"] and trainable == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert model.active_adapters == ["default"] and trainable == {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
     with pytest.raises(ValueError, match="nobody"):
         logits(model, x, adapter_names=["nobody"] * 4)
 
@@ -298,7 +301,9 @@ def test_mixed_models_are_refused():
 
 
 def test_on_top_of_lora():
-    model = inject_adapter_in_model(LoraConfig(target_modules=["q_proj"], init_lora_weights=False), randomize(build("llama")))
+    model = inject_adapter_in_model(
+        LoraConfig(target_modules=["q_proj"], init_lora_weights=False), randomize(build("llama"))
+    )
     lora = logits(model)
     model = get_peft_model(model, DSOConfig(init_weights=False)).eval()
     assert not torch.equal(logits(model), lora)
@@ -341,7 +346,9 @@ def _nf4(model):
     for name, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear) and "proj" in name:
             parent, _, child = name.rpartition(".")
-            quantised = bitsandbytes.nn.Linear4bit(module.in_features, module.out_features, bias=False, quant_type="nf4")
+            quantised = bitsandbytes.nn.Linear4bit(
+                module.in_features, module.out_features, bias=False, quant_type="nf4"
+            )
             quantised.load_state_dict(module.state_dict())
             setattr(model.get_submodule(parent), child, quantised.to("cpu"))
     return model
@@ -355,7 +362,9 @@ def test_quantised_base(quantise):
     # Gradients first: a forward pass without them packs the weights of bitsandbytes for a kernel that has none.
     model = get_peft_model(quantise(base), DSOConfig(init_weights=False)).train()
     model(ids()).logits.square().sum().backward()
-    assert all(p.dtype == torch.float32 and p.grad.abs().sum() > 0 for m in layers(model) for p in m.dso_affine.parameters())
+    assert all(
+        p.dtype == torch.float32 and p.grad.abs().sum() > 0 for m in layers(model) for p in m.dso_affine.parameters()
+    )
     with model.eval().disable_adapter():
         plain = logits(model)
     assert not torch.equal(plain, full)  # it is quantised

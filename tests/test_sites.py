@@ -50,7 +50,9 @@ def test_layers_to_transform_holds_for_every_kind_of_target():
     assert names(model, layers_to_transform=1, layers_pattern="layers") == block
     assert names(model, layers_to_transform=[1], layers_pattern=["h", "layer."]) == block
     assert names(model, target_modules=r".*input_layernorm", layers_to_transform=[1]) == block[:1]
-    assert names(model, target_modules=["input_layernorm"], layers_to_transform=[0]) == ["model.layers.0.input_layernorm"]
+    assert names(model, target_modules=["input_layernorm"], layers_to_transform=[0]) == [
+        "model.layers.0.input_layernorm"
+    ]
     assert names(model, target_modules=block, layers_to_transform=[1]) == block
     injected = get_peft_model(model, DSOConfig(target_modules=r".*input_layernorm", layers_to_transform=[1]))
     assert [n for n, _ in injected.named_parameters() if "dso_" in n and "layers.0" in n] == []

@@ -176,7 +176,7 @@ def test_get_returns_what_was_set():
     model.set_steering_strength(0.4)
     model.set_steering_strength({"layers.1": 0.9})
     found = model.get_steering_strength()
-    assert {site: value for site, value in found.items()} == {
+    assert found == {
         "model.layers.0.input_layernorm": 0.4,
         "model.layers.0.post_attention_layernorm": 0.4,
         "model.layers.1.input_layernorm": 0.9,

@@ -101,7 +101,8 @@ def measure(
         progress (`Callable`): called with the number of questions done.
 
     Returns:
-        The result, and the decisions' log-probabilities (float32, on the CPU) if `base` is `None`, else an empty tensor.
+        The result, and the decisions' log-probabilities (float32, on the CPU) if `base` is `None`, else an empty
+        tensor.
     """
     widest = max(len(question.answers) for question in encoded)
     log_probs = np.full((len(rows), widest), -np.inf)
@@ -122,8 +123,8 @@ def measure(
     right = np.array([-1 if row.get("right") is None else row["right"] for row in rows])
     shares = _shares(log_probs, rows)
 
-    def part(mask: np.ndarray) -> tuple[np.ndarray, list[str], list[str]]:
-        chosen = np.flatnonzero(mask)
+    def part(mask: np.ndarray) -> tuple[list[int], list[str], list[str]]:
+        chosen = np.flatnonzero(mask).tolist()
         pairs = [str(rows[i].get("pair") or i) for i in chosen]
         return chosen, [rows[i]["occupation"] for i in chosen], pairs
 
@@ -138,8 +139,8 @@ def measure(
         measures["abstention"] = metrics.mean(1 - np.exp(log_probs[chosen]).sum(axis=1), pairs, seed)
         if base is not None:
             measures["kl"] = metrics.mean(kl[chosen], pairs, seed)
-        result.noise_floor = metrics.noise_floor(s, occupations, seed)
-        result.noise_floor_first_choice = metrics.noise_floor(first, occupations, seed)
+        result.noise_floor = metrics.noise_floor(s, occupations, pairs, seed)
+        result.noise_floor_first_choice = metrics.noise_floor(first, occupations, pairs, seed)
         result.occupations = metrics.occupation_biases(s, occupations)
     chosen, _, pairs = part(right >= 0)
     if len(chosen):

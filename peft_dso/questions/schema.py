@@ -31,7 +31,11 @@ def _problem(row: Mapping[str, Any], groups: Optional[tuple[str, ...]]) -> Optio
         return f"prompt must be text or a list of messages, got {prompt!r}"
     if not isinstance(row["occupation"], str) or not row["occupation"]:
         return f"occupation must be a name, got {row['occupation']!r}"
-    if not isinstance(answers, (list, tuple)) or len(answers) < 2 or not all(isinstance(a, str) and a.strip() for a in answers):
+    if (
+        not isinstance(answers, (list, tuple))
+        or len(answers) < 2
+        or not all(isinstance(a, str) and a.strip() for a in answers)
+    ):
         return f"answers must be at least two texts, got {answers!r}"
     if len({a.strip() for a in answers}) < len(answers):
         return f"two of the answers are the same: {list(answers)!r}"

@@ -23,13 +23,13 @@ class DSOTrainerConfig(RLOOConfig):
             Questions of one occupation that stand together in a batch, so that its imbalance is the current model's.
             `per_device_train_batch_size` must be a multiple of it. Occupations with fewer questions repeat some.
         abstain_reward (`float`, *optional*, defaults to -1):
-            Reward of an answer that is none of the named ones. The paper's formula reads as +1, which rewards refusing.
-            `None` looks at the named answers only: their probabilities count as if they summed to 1.
+            Reward of an answer that is none of the named ones. The paper's formula reads as +1, which rewards
+            refusing. `None` looks at the named answers only: their probabilities count as if they summed to 1.
         reward_smoothing (`float`, defaults to 0.1):
             Imbalance of an occupation below which its reward shrinks in proportion; 0 is the sign (the paper).
         reward_temperature (`float`, defaults to 1):
-            Temperature of the answers that count towards the majority, in (0, 1]. 1 counts probabilities, which is what
-            sampling shows; lower ones lean towards first choices, which is what greedy decoding shows. Only for
+            Temperature of the answers that count towards the majority, in (0, 1]. 1 counts probabilities, which is
+            what sampling shows; lower ones lean towards first choices, which is what greedy decoding shows. Only for
             `rollouts="enumerate"`.
         reward_memory (`float`, defaults to 0):
             Share of the earlier answers that still counts towards the majority of an occupation, in [0, 1).
@@ -44,8 +44,8 @@ class DSOTrainerConfig(RLOOConfig):
         retain_batch_size (`int`, defaults to 16):
             How many of those rows go into each step, per device.
         l1_coef (`float`, defaults to 0):
-            The l1 term lambda, applied as a proximal step of size learning rate x l1_coef after each optimizer step. An
-            Adam step has the size of the learning rate: at 0.3 a vector's entry stays at zero unless its gradient
+            The l1 term lambda, applied as a proximal step of size learning rate x l1_coef after each optimizer step.
+            An Adam step has the size of the learning rate: at 0.3 a vector's entry stays at zero unless its gradient
             keeps a sign about a third of the time.
         l1_until (`float`, defaults to 1):
             Share of the training in which the l1 step acts, in (0, 1]. Afterwards the zeros stay zero and the others
@@ -124,5 +124,7 @@ class DSOTrainerConfig(RLOOConfig):
                     f"questions_per_occupation={self.questions_per_occupation}: a batch is made of whole occupations."
                 )
             if self.num_iterations != 1:
-                raise ValueError(f"num_iterations={self.num_iterations}: the exact expectation is taken once per step.")
+                raise ValueError(
+                    f"num_iterations={self.num_iterations}: the exact expectation is taken once per step."
+                )
         super().__post_init__()

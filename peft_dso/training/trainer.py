@@ -21,8 +21,17 @@ from trl import RLOOTrainer
 
 from ..penalties import kl_divergence, soft_threshold_, sparsity, updated_multiplier
 from ..questions import check_questions
-from ..rewards import FairnessReward, group_rewards, imbalance, occupation_weights
-from ..scoring import EncodedQuestion, Scores, batches, encode_question, pack, reads_tries, score_packed, score_plain
+from ..rewards import FairnessReward, group_rewards, imbalance, occupation_shares, occupation_weights
+from ..scoring import (
+    EncodedQuestion,
+    Scores,
+    encode_question,
+    evaluating,
+    pack,
+    reads_tries,
+    score_packed,
+    score_plain,
+)
 from ..tuner import DSOConfig, DSOLayer, get_steering_strength, is_norm, set_steering_strength
 from .config import DSOTrainerConfig
 from .sampler import OccupationSampler
@@ -31,8 +40,6 @@ from .sampler import OccupationSampler
 logger = logging.get_logger(__name__)
 
 STATE_KEY = "DSOTrainer"  # in trainer_state.json
-# The base's distributions are kept for the whole run if they fit in this much memory, and computed anew otherwise.
-REFERENCE_BYTES = 2**30
 
 
 class DSOTrainer(RLOOTrainer):
@@ -67,7 +74,8 @@ class DSOTrainer(RLOOTrainer):
         retain_dataset (`Dataset` or `list[dict]`, *optional*):
             Rows with a `prompt` whose continuation must not change.
         reward_funcs (*optional*):
-            Reward functions of TRL, with `rollouts="sample"`; default a [`FairnessReward`] with the settings of `args`.
+            Reward functions of TRL, with `rollouts="sample"`; default a [`FairnessReward`] with the settings of
+        `args`.
         peft_config ([`DSOConfig`], *optional*):
             The adapter; default `DSOConfig(task_type="CAUSAL_LM")` for a model without one.
         **kwargs:
@@ -87,6 +95,7 @@ class DSOTrainer(RLOOTrainer):
     }
 
     args: DSOTrainerConfig
+    beta: float  # the KL's multiplier, TRL's; changed by the cap
 
     def __init__(
         self,
@@ -124,16 +133,21 @@ class DSOTrainer(RLOOTrainer):
 
         if reward_funcs is not None and args.rollouts == "enumerate":
             raise ValueError("reward_funcs needs rollouts='sample': the enumerated answers earn the fairness reward.")
-        self.fairness_reward = FairnessReward(
-            self.groups,
-            args.abstain_reward,
-            args.reward_smoothing,
-            args.reward_memory,
-            # A sampler of whole occupations shows each of them equally often already.
-        )
+        if reward_funcs is None:
+            # Without weights: the sampler shows each occupation as often as any other.
+            reward_funcs = FairnessReward(
+                self.groups,
+                args.abstain_reward,
+                args.reward_smoothing,
+                args.reward_memory,
+                temperature=args.reward_temperature,
+            )
+        given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        # None if other rewards were given; Any because enumeration always has it.
+        self.fairness_reward: Any = next((f for f in given if isinstance(f, FairnessReward)), None)
         super().__init__(
             model=model,
-            reward_funcs=self.fairness_reward if reward_funcs is None else reward_funcs,
+            reward_funcs=reward_funcs,
             args=args,
             train_dataset=Dataset.from_list(open_rows),
             eval_dataset=None if eval_dataset is None else Dataset.from_list(_as_rows(eval_dataset, "eval_dataset")),
@@ -149,9 +163,9 @@ class DSOTrainer(RLOOTrainer):
             if ".dso_affine." in name and parameter.dtype != torch.float32:
                 # TRL casts what is trained on a quantised base to bfloat16, where a slope does not move.
                 parameter.data = trained.get(name, parameter.data).to(parameter.device, torch.float32)
-        self._encoded: dict[int, EncodedQuestion] = {}
-        self._reference: Optional[dict[tuple[int, ...], torch.Tensor]] = None
         self._packs: Optional[bool] = None
+        self._micro_step = 0  # batches since the last optimizer step; TRL's own count starts anew after a resume
+        self._evaluated: list[tuple[str, list[float]]] = []
         self._support: Optional[list[tuple[nn.Parameter, torch.Tensor]]] = None
         self.add_callback(_DSOCallback(self))
 
@@ -170,7 +184,8 @@ class DSOTrainer(RLOOTrainer):
         return OccupationSampler(
             dataset["occupation"],
             self.args.questions_per_occupation,
-            self.args.generation_batch_size // repeats,
+            int(self.args.generation_batch_size or 0) // repeats,
+            pairs=dataset["pair"] if "pair" in dataset.column_names else None,
             mini_repeat_count=repeats,
             repeat_count=1 if enumerated else self.num_iterations * self.args.steps_per_generation,
             shuffle=self.shuffle_dataset,
@@ -194,7 +209,7 @@ class DSOTrainer(RLOOTrainer):
         """This process's share of the retained rows of this step; the same rows after a resume."""
         if not self.retain_rows:
             return []
-        generator = self._generator("retain", self._step % self.args.gradient_accumulation_steps)
+        generator = self._generator("retain", self._micro_step)
         size, rank = self.args.retain_batch_size, self.accelerator.process_index
         chosen = torch.randint(len(self.retain_rows), (size * self.accelerator.num_processes,), generator=generator)
         return [self.retain_rows[i] for i in chosen[rank * size : (rank + 1) * size].tolist()]
@@ -203,8 +218,8 @@ class DSOTrainer(RLOOTrainer):
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         if self.args.training_strength == "uniform" and self.model.training and self._draws_strength():
-            step = self._step % self.args.gradient_accumulation_steps
-            set_steering_strength(self._dso_model, torch.rand((), generator=self._generator("strength", step)))
+            generator = self._generator("strength", self._micro_step)
+            set_steering_strength(self._dso_model, torch.rand((), generator=generator))
         inputs = generation_batch if self.args.rollouts == "enumerate" else super()._prepare_inputs(generation_batch)
         return {"questions": inputs} if self.args.rollouts == "enumerate" else inputs
 
@@ -214,11 +229,12 @@ class DSOTrainer(RLOOTrainer):
 
     @property
     def _dso_model(self) -> nn.Module:
-        return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
+        return self.accelerator.unwrap_model(self.model)
 
     def _compute_loss(self, model: nn.Module, inputs: Any) -> torch.Tensor:
         mode = "train" if self.model.training else "eval"
         retained = self._draw_retained() if mode == "train" else []
+        self._micro_step += mode == "train"
         if self.args.rollouts == "enumerate":
             loss = self._enumerated_loss(model, inputs["questions"], retained, mode)
         else:
@@ -254,7 +270,7 @@ class DSOTrainer(RLOOTrainer):
         by_group = p.new_zeros(n, len(self.groups)).scatter_add(1, group, p)  # (questions, k)
 
         names = [row["occupation"] for row in rows]
-        self.fairness_reward.observe(list(zip(names, self._counted(by_group.detach()).tolist())))
+        self.fairness_reward.observe(list(zip(names, by_group.detach().tolist())))
         shares = torch.tensor([self.fairness_reward.shares(name) for name in names], device=p.device)
         reward = group_rewards(shares, self.args.reward_smoothing).gather(1, group)  # (questions, answers)
         expected = (p * reward).sum(-1)
@@ -272,26 +288,45 @@ class DSOTrainer(RLOOTrainer):
 
         metrics = self._metrics[mode]
         metrics["reward"].append(self.accelerator.gather(expected.detach()).mean().item())
-        metrics["abstention"].append(self.accelerator.gather(1 - scores.answers[:n].detach().exp().sum(-1)).mean().item())
-        self._log_shares(set(gather_object(names)), mode)
+        metrics["abstention"].append(
+            self.accelerator.gather(1 - scores.answers[:n].detach().exp().sum(-1)).mean().item()
+        )
+        self._log_bias(mode)
         return loss
 
-    def _counted(self, by_group: torch.Tensor) -> torch.Tensor:
-        """The groups' probabilities, shape `(questions, k)`, as they count towards the majority."""
-        answered = by_group.sum(-1, keepdim=True)
-        sharpened = by_group.clamp(min=torch.finfo(by_group.dtype).tiny).log() / self.args.reward_temperature
-        return answered * sharpened.softmax(-1)
-
-    def _log_shares(self, names: set[str], mode: str) -> None:
-        shares = torch.tensor([self.fairness_reward.shares(name) for name in sorted(names)])
-        self._metrics[mode]["per_occupation_bias"].append(imbalance(shares).mean().item())
+    def _log_bias(self, mode: str) -> None:
+        """Per-occupation bias and gap of the answers observed last; in an evaluation, of all of its answers so far."""
+        if self.fairness_reward is None:
+            return
+        if mode == "eval":
+            self._evaluated += self.fairness_reward.latest
+        said = self._evaluated if mode == "eval" else self.fairness_reward.latest
+        names = sorted({name for name, _ in said})
+        if not names:
+            return
+        index = torch.tensor([names.index(name) for name, _ in said])
+        shares = occupation_shares(torch.tensor([values for _, values in said]), index, len(names))
+        found = {"per_occupation_bias": imbalance(shares).mean().item()}
         if set(self.groups) == {"pro", "anti"}:
-            signed = shares[:, self.groups.index("pro")] - shares[:, self.groups.index("anti")]
-            self._metrics[mode]["stereotype_gap"].append(signed.mean().item())
+            found["stereotype_gap"] = (shares[:, self.groups.index("pro")] * 2 - 1).mean().item()
+        for key, value in found.items():
+            self._metrics[mode][key] = [value] if mode == "eval" else [*self._metrics[mode][key], value]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As TRL's. The answers of an evaluation count for its own bias, not towards the majorities of training."""
+        reward, counts = self.fairness_reward, None
+        if reward is not None:
+            counts, reward.counts, self._evaluated = reward.counts, {}, []
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            if reward is not None:
+                reward.counts = counts
 
     def _score(self, model: nn.Module, encoded: list[EncodedQuestion]) -> Scores:
         if self._packs is None:
-            self._packs = reads_tries(model, encoded)
+            # Under autocast the weights alone do not tell the precision.
+            self._packs = reads_tries(model, encoded, 0.1 if self.args.bf16 or self.args.fp16 else None)
         return score_packed(model, pack(encoded)) if self._packs else score_plain(model, encoded)
 
     def _kl(self, scores: Scores, encoded: list[EncodedQuestion], name: str, mode: str) -> torch.Tensor:
@@ -301,41 +336,16 @@ class DSOTrainer(RLOOTrainer):
         self._metrics[mode][name].append(self.accelerator.gather(kl.detach()).mean().item())
         return kl.mean()
 
+    @torch.no_grad()
     def _reference_decisions(self, encoded: Sequence[EncodedQuestion]) -> torch.Tensor:
         """Log-probabilities of the base model (the adapter off) after each prompt, shape `(questions, vocabulary)`."""
-        if self._reference is not None and all(question.prompt in self._reference for question in encoded):
-            return torch.stack([self._reference[question.prompt] for question in encoded])
-        model = self._dso_model
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.no_grad(), model.disable_adapter():  # type: ignore[operator]
-                return self._score(self.model, list(encoded)).decision
-        finally:
-            model.train(was_training)
-
-    def _cache_reference(self) -> None:
-        """
-        Compute the base's distributions once, in batches that do not depend on where training starts, so that a resumed
-        run reads the same bits.
-        """
-        rows = [*self.train_dataset, *self.retain_rows] if self.args.rollouts == "enumerate" else self.retain_rows
-        prompts = sorted({self._encode(row).prompt for row in rows})
-        vocabulary = self._dso_model.config.get_text_config().vocab_size  # type: ignore[union-attr,operator]
-        if len(prompts) * vocabulary * 4 > REFERENCE_BYTES:
-            return
-        questions = [EncodedQuestion(prompt, ()) for prompt in prompts]
-        cache: dict[tuple[int, ...], torch.Tensor] = {}
-        for numbers in batches(questions, 1024):
-            chosen = [questions[i] for i in numbers]
-            for question, decision in zip(chosen, self._reference_decisions(chosen)):
-                cache[question.prompt] = decision.float().cpu()
-        self._reference = cache
+        prompts = [EncodedQuestion(question.prompt, ()) for question in encoded]
+        with evaluating(self._dso_model), self._dso_model.disable_adapter():  # type: ignore[operator]
+            return self._score(self.model, prompts).decision
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        mode = "train" if self.model.training else "eval"
-        self._log_shares(set(gather_object([row["occupation"] for row in inputs])), mode)
+        self._log_bias("train" if self.model.training else "eval")
         return output
 
     def _affines(self) -> list[nn.Module]:
@@ -376,15 +386,18 @@ class DSOTrainer(RLOOTrainer):
 
     def worst_occupations(self, most: int = 5) -> list[tuple[str, list[float]]]:
         """The occupations whose latest counted answers are the most unequal, and the groups' shares of each."""
-        shares = {name: self.fairness_reward.shares(name) for name in self.fairness_reward.counts}
+        reward = self.fairness_reward
+        shares = {} if reward is None else {name: reward.shares(name) for name in reward.counts}
         return sorted(shares.items(), key=lambda item: -float(imbalance(torch.tensor(item[1]))))[:most]
 
     def log(self, logs: dict[str, float], start_time: Optional[float] = None) -> None:
         """Log the metrics of TRL and of the objective, and at level INFO the worst occupations."""
         super().log(logs, start_time)
-        if self.fairness_reward.counts and self.accelerator.is_main_process:
-            lines = (f"{name}: " + ", ".join(f"{g} {s:.2f}" for g, s in zip(self.groups, shares))
-                     for name, shares in self.worst_occupations())
+        worst = self.worst_occupations()
+        if worst and self.accelerator.is_main_process:
+            lines = (
+                f"{name}: " + ", ".join(f"{g} {s:.2f}" for g, s in zip(self.groups, shares)) for name, shares in worst
+            )
             logger.info("Most unequal occupations: " + "; ".join(lines))
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
@@ -398,15 +411,15 @@ class DSOTrainer(RLOOTrainer):
             resume_from_checkpoint = _last_complete_checkpoint(self.args.output_dir)
         elif isinstance(resume_from_checkpoint, str) and not _is_complete(resume_from_checkpoint):
             raise ValueError(
-                f"{resume_from_checkpoint} is not a complete checkpoint: trainer_state.json, which is written last, is "
-                "missing or broken. Resume from an earlier one."
+                f"{resume_from_checkpoint} is not a complete checkpoint: trainer_state.json, which is written last, "
+                "is missing or broken. Resume from an earlier one."
             )
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.state.stateful_callbacks[STATE_KEY] = {
             "beta": self.beta,
-            "fairness_reward": self.fairness_reward.state_dict(),
+            "fairness_reward": None if self.fairness_reward is None else self.fairness_reward.state_dict(),
         }
         super()._save_checkpoint(model, trial)
 
@@ -422,10 +435,13 @@ class _DSOCallback(TrainerCallback):
         saved = state.stateful_callbacks.get(STATE_KEY)
         if isinstance(saved, dict):
             self.trainer.beta = saved["beta"]
-            self.trainer.fairness_reward.load_state_dict(saved["fairness_reward"])
+            if self.trainer.fairness_reward is not None and saved["fairness_reward"] is not None:
+                self.trainer.fairness_reward.load_state_dict(saved["fairness_reward"])
         self.strength = get_steering_strength(self.trainer._dso_model, "default")
         set_steering_strength(self.trainer._dso_model, 1.0, "default")
-        self.trainer._cache_reference()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._micro_step = 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.before_optimizer_step()

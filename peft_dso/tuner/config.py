@@ -46,8 +46,8 @@ class DSOConfig(PeftConfig):
             The strength that the adapter is loaded with: what a publisher recommends. A number for all sites or a
             dictionary from layer pattern to number (see [`set_steering_strength`]).
         base_fingerprint (`dict[str, Any]`, *optional*):
-            What the base model looked like: `model_type`, `hidden_size` and `num_sites`, the norms in its blocks. Filled in when the adapter
-            is created; a base model that differs is refused when the adapter is loaded.
+            What the base model looked like: `model_type`, `hidden_size` and `num_sites`, the norms in its blocks.
+            Filled in when the adapter is created; a base model that differs is refused when the adapter is loaded.
 
     Raises:
         ValueError: a strength is not finite, neither slope nor shift is learned, or `layers_pattern` is given without
@@ -96,7 +96,9 @@ class DSOConfig(PeftConfig):
             raise ValueError(
                 f"layers_pattern={self.layers_pattern!r} needs layers_to_transform: it only says where they count."
             )
-        values = self.steering_strength.values() if isinstance(self.steering_strength, dict) else [self.steering_strength]
+        values = (
+            self.steering_strength.values() if isinstance(self.steering_strength, dict) else [self.steering_strength]
+        )
         for value in values:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"steering_strength must be a finite number, got {value!r}.")
@@ -116,8 +118,8 @@ class DSOConfig(PeftConfig):
             WEIGHTS_NAME, pretrained_model_name_or_path, subfolder, kwargs
         ):
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds {WEIGHTS_NAME}, a pickle, and no {SAFETENSORS_WEIGHTS_NAME}. DSO "
-                "adapters are read from safetensors only: ask its author to save it with save_pretrained."
+                f"{pretrained_model_name_or_path} holds {WEIGHTS_NAME}, a pickle, and no {SAFETENSORS_WEIGHTS_NAME}. "
+                "DSO adapters are read from safetensors only: ask its author to save it with save_pretrained."
             )
         return config
 

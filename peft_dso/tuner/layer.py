@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Callable, Optional
+from collections.abc import Callable
+from typing import Any, Optional
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -17,8 +18,8 @@ class DSOAffine(nn.Module):
     """
     One adapter's pair at one site, and the strength that scales it.
 
-    All of it stays float32 when the model around it is cast: a slope is a small deviation, and in bfloat16 it would not
-    move at usual learning rates.
+    All of it stays float32 when the model around it is cast: a slope is a small deviation, and in bfloat16 it would
+    not move at usual learning rates.
 
     Args:
         width (`int`): number of features `d`.
@@ -63,15 +64,15 @@ class DSOAffine(nn.Module):
         for name, parameter in self.named_parameters():
             if not parameter.isfinite().all():
                 raise ValueError(
-                    f"The DSO adapter was not loaded whole, or is broken: a {name} is missing or holds NaN or infinity. "
-                    "Load it from a complete folder."
+                    f"The DSO adapter was not loaded whole, or is broken: a {name} is missing or holds NaN or "
+                    "infinity. Load it from a complete folder."
                 )
         self.checked = True
 
     def delta(self, h: torch.Tensor) -> torch.Tensor:
         """a * h + b for `h` of shape `(..., d)`, in float32 or the wider dtype of `h`."""
         if self.shift is None:
-            return h * self.slope
+            return h * self.slope  # type: ignore[operator]  # one of the two is there
         if self.slope is None:
             return self.shift
         return torch.addcmul(self.shift, h, self.slope)
@@ -128,6 +129,17 @@ class DSOLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("dso_affine",)
+
+    # For the type checker, to which nn.Module says that any attribute may be a tensor. From BaseTunerLayer:
+    active_adapters: Any
+    merged_adapters: Any
+    get_base_layer: Any
+    set_adapter: Any
+    _active_adapter: Any
+    _get_base_layer_device_and_dtype: Any
+    _move_adapter_to_device_of_base_layer: Any
+    # nn.ModuleDict of DSOAffine by adapter:
+    dso_affine: Any
 
     def __init__(
         self,
@@ -314,9 +326,12 @@ def _weight_offset(norm: nn.Module) -> float:
     Raises:
         ValueError: the norm does neither.
     """
-    if isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) and type(norm).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward):
+    if isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) and type(norm).forward in (
+        nn.LayerNorm.forward,
+        nn.RMSNorm.forward,
+    ):
         return 0.0
-    probe = copy.deepcopy(norm).float()
+    probe: Any = copy.deepcopy(norm).float()
     bias = getattr(probe, "bias", None)
     x = torch.linspace(-1.0, 2.0, probe.weight.shape[0], device=probe.weight.device)[None]
     outputs = []
@@ -331,4 +346,6 @@ def _weight_offset(norm: nn.Module) -> float:
         return 0.0
     if torch.allclose(at_one, 2 * at_zero):
         return 1.0
-    raise ValueError(f"{type(norm).__name__} multiplies neither by its weight nor by 1 + weight: nothing to merge into.")
+    raise ValueError(
+        f"{type(norm).__name__} multiplies neither by its weight nor by 1 + weight: nothing to merge into."
+    )

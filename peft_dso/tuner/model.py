@@ -66,7 +66,9 @@ class DSOModel(BaseTuner):
         expected = peft_config.base_fingerprint
         if expected is not None:
             differing = [
-                f"{key} {expected[key]!r}, here {found.get(key)!r}" for key in expected if expected[key] != found.get(key)
+                f"{key} {expected[key]!r}, here {found.get(key)!r}"
+                for key in expected
+                if expected[key] != found.get(key)
             ]
             if differing:
                 raise ValueError(
@@ -123,7 +125,7 @@ class DSOModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """A pair is float32 from the start (see [`DSOAffine`]), so that only the opposite of PEFT's cast is left to do."""
+        """A pair is float32 from the start (see [`DSOAffine`]), so that only the opposite cast is left to do."""
         for layer in self.model.modules() if not autocast_adapter_dtype else ():
             if isinstance(layer, DSOLayer) and adapter_name in layer.dso_affine:
                 dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())[1]
@@ -144,7 +146,11 @@ class DSOModel(BaseTuner):
         name = adapter_name or self.active_adapters[0]
         chosen = _strength._selected(self.model, name)
         rows = [
-            (site, type(self.model.get_submodule(site).get_base_layer()).__name__, sum(p.numel() for p in a.parameters()))
+            (
+                site,
+                type(self.model.get_submodule(site).get_base_layer()).__name__,
+                sum(p.numel() for p in a.parameters()),
+            )
             for (site, _), a in chosen.items()
         ]
         width = max(len(site) for site, _, _ in rows)
@@ -169,8 +175,9 @@ class DSOModel(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """
-        What `PeftModel` runs `forward` and `generate` in. A row's adapter (`adapter_names`) is a row's strength: that of
-        the adapter for its own rows, 0 for the others. `generate` repeats each row for beams and returned sequences.
+        What `PeftModel` runs `forward` and `generate` in. A row's adapter (`adapter_names`) is a row's strength: that
+        of the adapter for its own rows, 0 for the others. `generate` repeats each row for beams and returned
+        sequences.
         """
         adapter_names: Optional[list[str]] = kwargs.get("adapter_names")
         repeats = _sequences_per_row(self.model, kwargs)
@@ -180,7 +187,9 @@ class DSOModel(BaseTuner):
         layers = [module for module in self.model.modules() if isinstance(module, DSOLayer)]
         if adapter_names is not None:
             self._check_adapter_names(adapter_names, layers)
-        saved = [(layer, layer.active_adapter, {n: a.strength for n, a in layer.dso_affine.items()}) for layer in layers]
+        saved = [
+            (layer, layer.active_adapter, {n: a.strength for n, a in layer.dso_affine.items()}) for layer in layers
+        ]
         try:
             for layer in layers:
                 layer.row_repeats = repeats
@@ -202,7 +211,9 @@ class DSOModel(BaseTuner):
 
     def _check_adapter_names(self, adapter_names: list[str], layers: Sequence[DSOLayer]) -> None:
         if self.training:
-            raise ValueError("Cannot pass `adapter_names` when the model is in training mode. Call model.eval() first.")
+            raise ValueError(
+                "Cannot pass `adapter_names` when the model is in training mode. Call model.eval() first."
+            )
         unknown = sorted(set(adapter_names) - set(self.peft_config) - {"__base__"})
         if unknown:
             raise ValueError(f"adapter_names: {unknown[0]!r} is not loaded. Loaded: {', '.join(self.peft_config)}.")
@@ -325,7 +336,7 @@ class DSOModel(BaseTuner):
             raise ValueError(f"keep is a share in [0, 1], got {keep!r}.")
         affines = list(_strength._selected(self.model, adapter_name or self.active_adapters[0]).values())
         with torch.no_grad():
-            sizes = torch.cat([sum(p.abs() for p in affine.parameters()).cpu() for affine in affines])
+            sizes = torch.cat([torch.stack([*affine.parameters()]).abs().sum(0).cpu() for affine in affines])
             kept = torch.zeros_like(sizes, dtype=torch.bool)
             kept[sizes.topk(round(keep * sizes.numel())).indices] = True
             kept &= sizes > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, Optional, Union
 
@@ -85,7 +86,7 @@ def in_language_backbone(model: nn.Module, name: str) -> bool:
     not say that it reads images or sound only (`input_modalities`) and, in a composite model, carries the text
     configuration. A model that is not of transformers is language throughout.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     for module in _ancestors(model, name):
         if isinstance(module, PreTrainedModel):
             modalities = module.input_modalities
@@ -160,10 +161,8 @@ def _block_index(name: str, layers_pattern: Optional[Union[list[str], str]]) -> 
     """The index of the block that a module stands in: the first number of its name, or the one after a pattern."""
     parts = name.split(".")
     patterns = [layers_pattern] if isinstance(layers_pattern, str) else layers_pattern
-    for before, part in zip(parts, parts[1:]):
-        if part.isdecimal() and (
-            not patterns or any(pattern_matches(p, before, "layers_pattern") for p in patterns)
-        ):
+    for before, part in pairwise(parts):
+        if part.isdecimal() and (not patterns or any(pattern_matches(p, before, "layers_pattern") for p in patterns)):
             return int(part)
     return None
 
@@ -263,7 +262,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     What identifies a base model well enough to refuse another one: `model_type` of the language backbone,
     `hidden_size`, and the number of sites that it has by default (whichever of them are steered).
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return {
         "model_type": getattr(text, "model_type", None),

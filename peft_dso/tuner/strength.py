@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Optional, Union
@@ -104,7 +103,9 @@ def set_steering_strength(model: nn.Module, strength: Strength, adapter_name: Op
         wanted = {key: pattern_value(tensors, key[0]) for key in chosen}
         for pattern in tensors:
             if not any(pattern_value({pattern: True}, site) for site, _ in chosen):
-                raise ValueError(f"The pattern {pattern!r} matches none of the sites, such as {next(iter(chosen))[0]!r}.")
+                raise ValueError(
+                    f"The pattern {pattern!r} matches none of the sites, such as {next(iter(chosen))[0]!r}."
+                )
     else:
         tensor = _as_tensor(strength)
         wanted = dict.fromkeys(chosen, tensor)

@@ -1,0 +1,50 @@
+"""The l1 step, the KL and its multiplier, by plain arithmetic."""
+
+import math
+
+import pytest
+import torch
+
+from peft_dso.penalties import kl_divergence, soft_threshold_, sparsity, updated_multiplier
+
+
+def test_soft_threshold():
+    x = torch.tensor([-1.0, -0.1, 0.0, 0.05, 0.1, 0.3])
+    soft_threshold_([x], 0.1)
+    torch.testing.assert_close(x, torch.tensor([-0.9, 0.0, 0.0, 0.0, 0.0, 0.2]))
+    assert (x == 0).sum() == 4  # exactly
+    soft_threshold_([x], 0.0)
+    torch.testing.assert_close(x, torch.tensor([-0.9, 0.0, 0.0, 0.0, 0.0, 0.2]))
+
+
+def test_soft_threshold_solves_the_proximal_problem():
+    """argmin_z (z - x)^2 / 2 + t |z|, on a grid."""
+    grid = torch.linspace(-2, 2, 40001)
+    for x in (-1.3, -0.2, 0.0, 0.24, 0.9):
+        best = grid[((grid - x) ** 2 / 2 + 0.25 * grid.abs()).argmin()]
+        got = torch.tensor([x])
+        soft_threshold_([got], 0.25)
+        assert float(got) == pytest.approx(float(best), abs=2e-4)
+
+
+def test_sparsity_counts_neurons_whose_slope_and_shift_are_zero():
+    site = (torch.tensor([0.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, -2.0, 0.0]))
+    assert sparsity([site, (torch.zeros(4),)]) == (6 / 8, 3.0)
+    with pytest.raises(ValueError, match="no steered site"):
+        sparsity([])
+
+
+def test_kl_divergence():
+    p, q = torch.tensor([[0.5, 0.5], [0.9, 0.1]]), torch.tensor([[0.25, 0.75], [0.9, 0.1]])
+    expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    torch.testing.assert_close(kl_divergence(p.log(), q.log()), torch.tensor([expected, 0.0]))
+
+
+def test_the_multiplier_rises_above_the_cap_and_falls_below():
+    assert updated_multiplier(1.0, kl=0.2, max_kl=0.1, rate=0.5) == pytest.approx(1.5)
+    assert updated_multiplier(1.0, kl=0.05, max_kl=0.1, rate=0.5) == pytest.approx(0.75)
+    assert updated_multiplier(1.0, kl=0.1, max_kl=0.1, rate=0.5) == 1.0
+    assert updated_multiplier(1.0, kl=100.0, max_kl=0.1, rate=0.5) == pytest.approx(
+        1.5
+    )  # one outlier moves it no more
+    assert updated_multiplier(0.1, kl=0.0, max_kl=0.1, rate=0.5) == 0.0
