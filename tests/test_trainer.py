@@ -289,7 +289,7 @@ def test_the_multiplier_holds_the_cap(tmp_path):
     assert capped.beta > 0.01
 
 
-# Adam divides a gradient by its own size; with a large epsilon small gradients stay small, and lose against the l1 step.
+# Adam divides a gradient by its own size; with a large epsilon small gradients stay small, and the l1 step wins.
 L1 = {"l1_coef": 0.5, "adam_epsilon": 1e-3}
 
 
