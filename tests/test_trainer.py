@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -487,7 +488,7 @@ def test_answers_that_share_their_first_token(tmp_path):
     [
         {"rollouts": "both"}, {"training_strength": "two"}, {"questions_per_occupation": 3}, {"max_kl": 0},
         {"reward_temperature": 0}, {"l1_until": 2}, {"l1_coef": -1}, {"beta": -1}, {"num_iterations": 2},
-        {"questions_per_occupation": 0},
+        {"questions_per_occupation": 0}, {"warm_start": True, "reward_memory": 0.0},
     ],
 )  # fmt: skip
 def test_wrong_settings_are_refused(tmp_path, wrong):
@@ -519,10 +520,46 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         trainer(tmp_path, model, max_kl=None).train()
 
 
+def test_warm_start(tmp_path):
+    """The first majorities are those of a first pass over all training questions, on top of the first batch."""
+    settings = {"reward_memory": 0.5, "rows": tiny_questions(), "per_device_train_batch_size": 2}
+    job = trainer(tmp_path, warm_start=True, max_steps=1, **settings)
+    with job.model.disable_adapter():
+        encoded = [encode_question(tiny_tokenizer(), row["prompt"], row["answers"]) for row in tiny_questions()]
+        p = torch.cat([s.answers.exp() for _, s in score(job.model, encoded, batch_tokens=10**6)])
+    job.observe_first_pass()
+    rows = tiny_questions()
+    for occupation in OCCUPATIONS:
+        mine = [i for i, row in enumerate(rows) if row["occupation"] == occupation]
+        order = [0, 1] if rows[mine[0]]["meanings"][0] == "pro" else [1, 0]
+        expected = p[mine][:, order].sum(0).tolist()
+        assert job.fairness_reward.counts[occupation] == pytest.approx(expected, rel=1e-4)
+    job.fairness_reward.counts = {}
+    job.train()
+    assert set(job.fairness_reward.counts) == set(OCCUPATIONS)  # one batch holds one of them
+    cold = trainer(tmp_path, max_steps=1, **settings)
+    cold.train()
+    assert len(cold.fairness_reward.counts) == 1
+
+
 def test_the_worst_occupations(tmp_path):
     job = trainer(tmp_path, rows=tiny_questions())
     job.fairness_reward.counts = {"nurse": [9.0, 1.0], "driver": [5.0, 5.0], "clerk": [2.0, 8.0]}
     assert [name for name, _ in job.worst_occupations(2)] == ["nurse", "clerk"]
+
+
+def test_the_worst_occupations_reach_a_tracker(tmp_path):
+    pytest.importorskip("trackio")
+    code = "import sys; sys.path.insert(0, sys.argv[2]); from test_trainer import *\n"
+    code += "trainer(sys.argv[1], max_steps=1, report_to=['trackio'], project='dso', rows=tiny_questions()).train()"
+    command = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TRACKIO_DIR": str(tmp_path)})
+    assert run.returncode == 0, run.stderr[-2000:]
+    with sqlite3.connect(tmp_path / "dso.db") as logged:
+        metrics = [json.loads(row) for (row,) in logged.execute("select metrics from metrics")]
+    table, *_ = [entry["worst_occupations"]["_value"] for entry in metrics if "worst_occupations" in entry]
+    assert {row["occupation"] for row in table} == set(OCCUPATIONS)
+    assert table[0]["pro"] + table[0]["anti"] == pytest.approx(1)
 
 
 def test_a_trained_checkpoint_is_an_ordinary_adapter(tmp_path):

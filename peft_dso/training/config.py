@@ -33,6 +33,9 @@ class DSOTrainerConfig(RLOOConfig):
             `rollouts="enumerate"`.
         reward_memory (`float`, defaults to 0):
             Share of the earlier answers that still counts towards the majority of an occupation, in [0, 1).
+        warm_start (`bool`, defaults to `False`):
+            Count what the model says to all training questions before the first step, so that the first majorities do
+            not hang on one batch. Needs `reward_memory` above 0 and questions without images.
         max_kl (`float`, *optional*, defaults to 0.1):
             The cap epsilon on KL(steered || base), in nats. The multiplier `beta` rises while the KL is above it and
             falls below it. `None` keeps `beta` as it is.
@@ -74,6 +77,9 @@ class DSOTrainerConfig(RLOOConfig):
     reward_memory: float = field(
         default=0.0, metadata={"help": "Share of earlier answers that counts towards an occupation's majority."}
     )
+    warm_start: bool = field(
+        default=False, metadata={"help": "Count the answers to all training questions before the first step."}
+    )
     max_kl: Optional[float] = field(
         default=0.1, metadata={"help": "Cap on KL(steered || base) in nats; None keeps beta fixed."}
     )
@@ -107,6 +113,10 @@ class DSOTrainerConfig(RLOOConfig):
             raise ValueError(f"training_strength={self.training_strength!r}: choose 'one' or 'uniform'.")
         if self.questions_per_occupation < 1:
             raise ValueError(f"questions_per_occupation={self.questions_per_occupation}: at least 1.")
+        if self.warm_start and not self.reward_memory:
+            raise ValueError(
+                "warm_start=True needs reward_memory above 0: without memory the counts are lost at once."
+            )
         if self.max_kl is not None and not self.max_kl > 0:
             raise ValueError(f"max_kl={self.max_kl!r}: a cap above 0, or None for a fixed beta.")
         for name in ("reward_temperature", "l1_until"):

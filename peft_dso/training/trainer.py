@@ -6,11 +6,13 @@ import json
 import os
 import random
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any, Optional
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
+from pandas import DataFrame
 from peft import PeftConfig
 from torch import nn
 from torch.utils.data import Sampler
@@ -29,6 +31,7 @@ from ..scoring import (
     evaluating,
     pack,
     reads_tries,
+    score,
     score_packed,
     score_plain,
 )
@@ -176,6 +179,8 @@ class DSOTrainer(RLOOTrainer):
         pictured = any(row.get("image") is not None or row.get("images") for row in rows)
         if args.rollouts == "enumerate" and pictured:
             raise ValueError("rollouts='enumerate' reads text only. Use rollouts='sample' for questions with images.")
+        if args.warm_start and pictured:
+            raise ValueError("warm_start=True reads text only: leave it off for questions with images.")
 
     def _get_train_sampler(self, dataset: Optional[Dataset] = None) -> Sampler[int]:
         dataset = self.train_dataset if dataset is None else dataset
@@ -262,15 +267,8 @@ class DSOTrainer(RLOOTrainer):
         log_p = scores.answers[:n, : max(len(row["answers"]) for row in rows)]
         p = log_p.softmax(-1) if closed else log_p.exp()  # (questions, answers)
 
-        group = torch.zeros(*p.shape, dtype=torch.long)
-        for i, row in enumerate(rows):
-            for j, meaning in enumerate(row["meanings"]):
-                group[i, j] = self.groups.index(meaning)
-        group = group.to(p.device)
-        by_group = p.new_zeros(n, len(self.groups)).scatter_add(1, group, p)  # (questions, k)
-
+        group = self._observe(rows, p.detach())
         names = [row["occupation"] for row in rows]
-        self.fairness_reward.observe(list(zip(names, by_group.detach().tolist())))
         shares = torch.tensor([self.fairness_reward.shares(name) for name in names], device=p.device)
         reward = group_rewards(shares, self.args.reward_smoothing).gather(1, group)  # (questions, answers)
         expected = (p * reward).sum(-1)
@@ -293,6 +291,29 @@ class DSOTrainer(RLOOTrainer):
         )
         self._log_bias(mode)
         return loss
+
+    def _observe(self, rows: Sequence[Mapping[str, Any]], p: torch.Tensor) -> torch.Tensor:
+        """
+        Count answers given with probabilities `p`, shape `(questions, answers)`, towards the majorities; returns the
+        index of each answer's group, of the same shape.
+        """
+        group = torch.zeros(*p.shape, dtype=torch.long)
+        for i, row in enumerate(rows):
+            for j, meaning in enumerate(row["meanings"]):
+                group[i, j] = self.groups.index(meaning)
+        group = group.to(p.device)
+        by_group = p.new_zeros(len(rows), len(self.groups)).scatter_add(1, group, p)  # (questions, k)
+        self.fairness_reward.observe([(row["occupation"], values) for row, values in zip(rows, by_group.tolist())])
+        return group
+
+    def observe_first_pass(self) -> None:
+        """Count what the model says to all training questions (`warm_start`); each process scores a share of them."""
+        rows = [*self.train_dataset][self.accelerator.process_index :: self.accelerator.num_processes]
+        widest = max(len(row["answers"]) for row in rows)
+        p = torch.zeros(len(rows), widest)
+        for numbers, scores in score(self.model, [self._encode(row) for row in rows]):
+            p[numbers, : scores.answers.shape[1]] = scores.answers.exp().float().cpu()
+        self._observe(rows, p)
 
     def _log_bias(self, mode: str) -> None:
         """Per-occupation bias and gap of the answers observed last; in an evaluation, of all of its answers so far."""
@@ -399,6 +420,17 @@ class DSOTrainer(RLOOTrainer):
                 f"{name}: " + ", ".join(f"{g} {s:.2f}" for g, s in zip(self.groups, shares)) for name, shares in worst
             )
             logger.info("Most unequal occupations: " + "; ".join(lines))
+            table = DataFrame(
+                [(self.state.global_step, name, *shares) for name, shares in worst],
+                columns=["step", "occupation", *self.groups],
+            )
+            for tracker in self._trackers():
+                tracker.log({"worst_occupations": tracker.Table(dataframe=table)})
+
+    def _trackers(self) -> list[Any]:
+        """The modules of the trackers that take tables, as TRL uses them for its completions."""
+        trackers = [import_module(name) for name in ("wandb", "trackio") if name in (self.args.report_to or ())]
+        return [t for t in trackers if t.__name__ != "wandb" or t.run is not None]
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -432,13 +464,15 @@ class _DSOCallback(TrainerCallback):
         self.strength: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.strength = get_steering_strength(self.trainer._dso_model, "default")
+        set_steering_strength(self.trainer._dso_model, 1.0, "default")
         saved = state.stateful_callbacks.get(STATE_KEY)
         if isinstance(saved, dict):
             self.trainer.beta = saved["beta"]
             if self.trainer.fairness_reward is not None and saved["fairness_reward"] is not None:
                 self.trainer.fairness_reward.load_state_dict(saved["fairness_reward"])
-        self.strength = get_steering_strength(self.trainer._dso_model, "default")
-        set_steering_strength(self.trainer._dso_model, 1.0, "default")
+        elif args.warm_start and self.trainer.fairness_reward is not None:
+            self.trainer.observe_first_pass()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._micro_step = 0
