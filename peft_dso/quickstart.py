@@ -124,7 +124,8 @@ def run(output_dir: str | os.PathLike[str], say: Callable[[str], None], **change
         peft_config=DSOConfig(task_type="CAUSAL_LM"),
     )
     trainer.train()
-    trained = trainer.model.eval()
+    # Without the autocast that a training in bfloat16 leaves on it: the adapter is used in float32 from here on.
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     adapter = output / "adapter"
     trained.save_pretrained(adapter)
     size = sum(file.stat().st_size for file in adapter.glob("*.safetensors"))
