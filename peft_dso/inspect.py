@@ -9,20 +9,23 @@ import torch
 from peft import PeftConfig
 from safetensors.torch import load_file
 
+from .evaluation import format_table, load_report
 from .penalties import sparsity
 from .tuner import DSOConfig
 
 
-def describe(folder: str | os.PathLike[str]) -> str:
+REPORT = "dso_report.json"  # beside the adapter: what was measured of it
+
+
+def read_adapter(folder: str | os.PathLike[str]) -> tuple[DSOConfig, dict[str, dict[str, torch.Tensor]]]:
     """
-    Describe the adapter in a folder as text: base model, strength, and per site how many neurons it changes and how
-    large its slope and shift are.
+    The configuration and the vectors of the adapter in a folder, without its base model.
 
     Args:
         folder (`str`): with adapter_config.json and adapter_model.safetensors.
 
     Returns:
-        `str`: several lines.
+        The configuration, and by site its `slope` and `shift`, each of shape `(d,)`.
 
     Raises:
         ValueError: the folder holds no DSO adapter in safetensors.
@@ -43,6 +46,25 @@ def describe(folder: str | os.PathLike[str]) -> str:
             sites.setdefault(site.removeprefix("base_model.model."), {})[vector] = tensor
     if not sites:
         raise ValueError(f"{file} holds no slope and no shift.")
+    return config, sites
+
+
+def describe(folder: str | os.PathLike[str]) -> str:
+    """
+    Describe the adapter in a folder as text: base model, strength, and per site how many neurons it changes and how
+    large its slope and shift are.
+
+    Args:
+        folder (`str`): with adapter_config.json and adapter_model.safetensors.
+
+    Returns:
+        `str`: several lines.
+
+    Raises:
+        ValueError: the folder holds no DSO adapter in safetensors.
+    """
+    path = Path(folder)
+    config, sites = read_adapter(path)
     zeros, l1 = sparsity([tuple(vectors.values()) for vectors in sites.values()])
     base = config.base_fingerprint or {}
     lines = [
@@ -59,4 +81,17 @@ def describe(folder: str | os.PathLike[str]) -> str:
         changed = 1 - sparsity([tuple(vectors.values())])[0]
         sizes = [f"{float(vectors[v].abs().max()):7.4f}" if v in vectors else "      -" for v in ("slope", "shift")]
         lines.append(f"{site:{max(map(len, sites))}}  {changed:7.1%}  {'  '.join(sizes)}")
+    lines += ["", *_measured(path)]
     return "\n".join(lines)
+
+
+def _measured(path: Path) -> list[str]:
+    """What was measured of the adapter, if a report lies beside it."""
+    file = path / REPORT
+    if not file.is_file():
+        return [f"measured      nothing: there is no {REPORT} in the folder (peft-dso sweep writes it)"]
+    lines = []
+    for name, results in load_report(file).sets.items():
+        lines += [f"measured      {name}, at strengths {', '.join(f'{r.strength:g}' for r in results)}"]
+        lines += [format_table(results)]
+    return lines

@@ -58,7 +58,7 @@ def _bootstrap(
             for groups in by_stratum.values()
         ]
         values.append(statistic(np.concatenate(drawn)))
-    return float(np.std(values, ddof=1))
+    return float(np.nanstd(values, ddof=1))
 
 
 def mean(values: Sequence[float] | np.ndarray, pairs: Sequence[str], seed: int = 0) -> Measure:
@@ -96,8 +96,7 @@ def per_occupation_bias(
 
     Args:
         shares (`np.ndarray`): per question the groups' shares among the answers, shape `(questions, k)`:
-            probabilities,
-            or 1 for the first choice and 0 for the others. NaN where the model abstained.
+            probabilities, or 1 for the first choice and 0 for the others. NaN where the model abstained.
         occupations (`Sequence[str]`): one per question.
         pairs (`Sequence[str]`): the pair that each question belongs to.
         seed (`int`, defaults to 0): of the bootstrap.
@@ -120,18 +119,21 @@ def per_occupation_bias(
 
 def occupation_biases(shares: np.ndarray, occupations: Sequence[str]) -> dict[str, float]:
     """
-    The signed imbalance of each occupation, Pr[pro | o] - Pr[anti | o], for two groups.
+    The imbalance of each occupation: Pr[pro | o] - Pr[anti | o], signed, for two groups; sum_g |p_g - 1/k| for more.
 
     Args:
-        shares (`np.ndarray`): pro and anti per question, shape `(questions, 2)`; NaN where the model abstained.
+        shares (`np.ndarray`): per question the groups' shares, shape `(questions, k)`; NaN where the model abstained.
         occupations (`Sequence[str]`): one per question.
 
     Returns:
         `dict[str, float]`: by occupation, NaN where nothing was answered.
     """
+    x = np.asarray(shares, dtype=float)
     names, index = np.unique(np.asarray(occupations), return_inverse=True)
-    means = _occupation_means(np.asarray(shares, dtype=float), index, len(names))
-    return {str(name): float(pro - anti) for name, (pro, anti) in zip(names, means)}
+    means = _occupation_means(x, index, len(names))
+    if x.shape[1] == 2:
+        return {str(name): float(pro - anti) for name, (pro, anti) in zip(names, means)}
+    return {str(name): float(np.abs(row - 1 / x.shape[1]).sum()) for name, row in zip(names, means)}
 
 
 def stereotype_gap(shares: np.ndarray, pairs: Sequence[str], seed: int = 0) -> Measure:
@@ -161,7 +163,7 @@ def noise_floor(
     |p_pro - p_anti| is never negative, so that few questions show a bias where there is none.
 
     Args:
-        shares (`np.ndarray`): pro and anti per question, shape `(questions, 2)`; NaN where the model abstained.
+        shares (`np.ndarray`): per question the groups' shares, shape `(questions, k)`; NaN where the model abstained.
         occupations (`Sequence[str]`): one per question.
         pairs (`Sequence[str]`): the pair that each question belongs to.
         seed (`int`, defaults to 0): of the coins.
@@ -176,16 +178,88 @@ def noise_floor(
     floors = []
     for name in sorted(set(occupations)):
         chosen = (np.asarray(occupations) == name) & answered
-        lean = x[chosen, 0] - x[chosen, 1]
+        mine = x[chosen]
         names, pair = np.unique(np.asarray(pairs)[chosen], return_inverse=True)
         if len(names) < 2:
             continue
         # One-hot choices of a fair model are coin flips; a probability's own lean is what is left around the mean.
-        choices = bool(np.isin(lean, (-1.0, 1.0)).all())
-        spread = lean if choices else (lean - lean.mean()) * math.sqrt(len(names) / (len(names) - 1))
+        choices = bool(np.isin(mine, (0.0, 1.0)).all())
+        spread = mine - 1 / x.shape[1] if choices else mine - mine.mean(axis=0)
+        if not choices:
+            spread = spread * math.sqrt(len(names) / (len(names) - 1))
         signs = rng.choice((-1.0, 1.0), size=(draws, len(names)))
-        floors.append(float(np.abs((signs[:, pair] * spread).mean(axis=1)).mean()))
+        means = np.einsum("dq,qk->dk", signs[:, pair], spread) / len(mine)
+        floors.append(float(np.abs(means).sum(axis=1).mean()))
     return float(np.mean(floors)) if floors else math.nan
+
+
+def corrected_bias(bias: Measure, floor: float) -> Measure:
+    """
+    A per-occupation bias less what a fair model would show: sqrt(bias^2 - floor^2), and 0 below the floor. Far above
+    the floor it is the bias itself, where taking the floor away whole would take away too much.
+
+    Args:
+        bias (`Measure`): see [`per_occupation_bias`].
+        floor (`float`): see [`noise_floor`].
+
+    Returns:
+        `Measure`: the standard error is carried over to first order; NaN without a floor.
+    """
+    if math.isnan(floor) or math.isnan(bias.value):
+        return Measure(math.nan, math.nan, bias.n)
+    value = math.sqrt(max(bias.value**2 - floor**2, 0.0))
+    error = bias.standard_error * (bias.value / value if value > bias.standard_error else 1.0)
+    return Measure(value, error, bias.n)
+
+
+def position_preference(
+    first: Sequence[float] | np.ndarray, answers: Sequence[int] | np.ndarray, pairs: Sequence[str], seed: int = 0
+) -> Measure:
+    """
+    How much the answer that is named or listed first is preferred: (m Pr[first] - 1) / (m - 1) for m answers, which is
+    Pr[first] - Pr[second] for two. 0 is no preference, 1 always the first, negative the later ones.
+
+    Args:
+        first (`Sequence[float]`): per question the share of the first-named answer among the answers; NaN where the
+            model abstained.
+        answers (`Sequence[int]`): the number m of answers of each question.
+        pairs (`Sequence[str]`): the pair that each question belongs to.
+        seed (`int`, defaults to 0): of the bootstrap.
+
+    Returns:
+        `Measure`: NaN if nothing was answered.
+    """
+    p, m = np.asarray(first, dtype=float), np.asarray(answers, dtype=float)
+    answered = ~np.isnan(p)
+    return mean(((m * p - 1) / (m - 1))[answered], [q for q, a in zip(pairs, answered) if a], seed)
+
+
+def difference(
+    values: Sequence[float] | np.ndarray, one: Sequence[bool] | np.ndarray, pairs: Sequence[str], seed: int = 0
+) -> Measure:
+    """
+    The mean over some questions less the mean over the others, such as the accuracy where the right answer is the
+    stereotype less the accuracy where it is not (WinoBias's measure).
+
+    Args:
+        values (`Sequence[float]`): one per question.
+        one (`Sequence[bool]`): which questions are of the first kind.
+        pairs (`Sequence[str]`): the pair that each question belongs to.
+        seed (`int`, defaults to 0): of the bootstrap.
+
+    Returns:
+        `Measure`: NaN where there is no question of one of the kinds.
+    """
+    x, of_one = np.asarray(values, dtype=float), np.asarray(one, dtype=bool)
+    if not of_one.any() or of_one.all():
+        return Measure(math.nan, math.nan, len(x))
+
+    def statistic(rows: np.ndarray) -> float:
+        mine = of_one[rows]
+        return float(x[rows][mine].mean() - x[rows][~mine].mean()) if 0 < mine.sum() < len(mine) else math.nan
+
+    values_of = statistic(np.arange(len(x)))
+    return Measure(values_of, _bootstrap(pairs, [""] * len(x), statistic, seed), len(x))
 
 
 def capability_bound(kl: float, sigma: float = 0.5) -> float:

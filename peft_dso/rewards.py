@@ -73,8 +73,6 @@ class FairnessReward:
             paper's formula reads as +1, which rewards refusing. `None` leaves such answers out.
         smoothing (`float`, defaults to 0.1): see [`group_rewards`].
         memory (`float`, defaults to 0.9): share of the earlier counts that is kept at each step, in [0, 1).
-        temperature (`float`, defaults to 1): in (0, 1]. Where probabilities of answers are observed, they count as if
-            sampled at this temperature; answers in words count the same at any.
         weights (`Mapping[str, float]`, *optional*): weight per occupation, N / (K n_o) for n_o of N rows and K
             occupations, so that each occupation counts the same (the assumption of the paper's theorem 1).
 
@@ -91,7 +89,6 @@ class FairnessReward:
         smoothing: float = 0.1,
         memory: float = 0.9,
         weights: Optional[Mapping[str, float]] = None,
-        temperature: float = 1.0,
     ) -> None:
         if len(set(groups)) < 2 or len(set(groups)) < len(groups):
             raise ValueError(f"groups={list(groups)!r}: give at least two different groups.")
@@ -99,14 +96,11 @@ class FairnessReward:
             raise ValueError(f"smoothing={smoothing!r}: give an imbalance in [0, 2].")
         if not 0 <= memory < 1:
             raise ValueError(f"memory={memory!r}: give a share in [0, 1).")
-        if not 0 < temperature <= 1:
-            raise ValueError(f"temperature={temperature!r}: give a temperature in (0, 1].")
         self.groups = tuple(groups)
         self.abstain_reward = abstain_reward
         self.smoothing = smoothing
         self.memory = memory
         self.weights = dict(weights) if weights is not None else {}
-        self.temperature = temperature
         self.counts: dict[str, list[float]] = {}
         # What was observed last, as it was said: occupation and per group count or probability.
         self.latest: list[tuple[str, list[float]]] = []
@@ -124,15 +118,7 @@ class FairnessReward:
             counts[:] = [self.memory * value for value in counts]
         for occupation, values in self.latest:
             counts = self.counts.setdefault(occupation, [0.0] * len(self.groups))
-            counts[:] = [old + new for old, new in zip(counts, self._sharpened(values))]
-
-    def _sharpened(self, values: Sequence[float]) -> list[float]:
-        """Probabilities of the groups at the temperature; their sum stays what it was."""
-        largest, total = max(values), sum(values)
-        if self.temperature == 1 or not largest:
-            return [float(value) for value in values]
-        powers = [(value / largest) ** (1 / self.temperature) for value in values]
-        return [total * power / sum(powers) for power in powers]
+            counts[:] = [old + new for old, new in zip(counts, values)]
 
     def shares(self, occupation: str) -> list[float]:
         """The groups' shares of an occupation's counted answers; equal shares where nothing was counted."""

@@ -8,7 +8,7 @@ is read off is what each prompt alone would give.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -19,6 +19,8 @@ from torch import nn
 
 # Tokens of one packed row. Attention costs the square of it, so that longer rows gain nothing.
 ROW_TOKENS = 256
+# What a picture counts for in the size of a batch; how many tokens it takes is the processor's secret.
+PICTURE_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -36,36 +38,109 @@ class EncodedQuestion:
     answers: tuple[tuple[int, ...], ...]
 
 
-def encode_question(tokenizer: Any, prompt: Any, answers: Sequence[str]) -> EncodedQuestion:
+@dataclass(frozen=True)
+class PicturedQuestion(EncodedQuestion):
+    """
+    A question with pictures. They are prepared with the rest of a batch, by the processor.
+
+    Args:
+        prompt (`tuple[int, ...]`): the tokens of the text, a picture's placeholder not expanded.
+        answers (`tuple[tuple[int, ...], ...]`): as in [`EncodedQuestion`].
+        text (`str`): what the processor reads.
+        images (`tuple`): the pictures.
+        processor (`ProcessorMixin`): the model's.
+    """
+
+    text: str
+    images: tuple[Any, ...]
+    processor: Any
+
+
+def check_reads_pictures(model: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: the model's config names no token that stands for a picture.
+    """
+    config = getattr(model, "config", None)
+    names = ("image_token_id", "image_token_index")
+    if all(getattr(config, name, None) is None for name in names):
+        raise ValueError(
+            f"There are rows with pictures, and {type(model).__name__} ({getattr(config, 'model_type', 'no config')}) "
+            "has no image token: it reads text only. Use a vision-language model."
+        )
+
+
+def row_images(row: Mapping[str, Any]) -> list[Any]:
+    """The pictures of a row, from its column `images` or `image`."""
+    images = row.get("images")
+    if images is None:
+        images = [] if row.get("image") is None else [row["image"]]
+    return list(images)
+
+
+def encode_row(processor: Any, row: Mapping[str, Any]) -> EncodedQuestion:
+    """A row of questions as [`encode_question`] encodes it; answers may be missing."""
+    return encode_question(processor, row["prompt"], row.get("answers") or (), row_images(row))
+
+
+def with_images(messages: Sequence[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
+    """
+    Messages in the structured form, with placeholders for pictures before the first user's text where there are none
+    (as TRL's `prepare_multimodal_messages`, which the trainer uses for sampled rollouts).
+
+    Raises:
+        ValueError: there are placeholders already, and not as many as pictures.
+    """
+    found: list[dict[str, Any]] = []
+    placeholders = 0
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, str):
+            first_user = message["role"] == "user" and not any(m["role"] == "user" for m in found)
+            content = [{"type": "image"}] * (count if first_user else 0) + [{"type": "text", "text": content}]
+        placeholders += sum(part["type"] == "image" for part in content)
+        found.append({**message, "content": content})
+    if placeholders != count:
+        raise ValueError(f"The prompt has {placeholders} places for pictures and the row {count} pictures.")
+    return found
+
+
+def encode_question(
+    processor: Any, prompt: Any, answers: Sequence[str], images: Sequence[Any] = ()
+) -> EncodedQuestion:
     """
     Tokenize a question. The answers are tokenized on their own, so that the prompt's tokens do not depend on them.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): the model's tokenizer.
+        processor (`PreTrainedTokenizerBase` or `ProcessorMixin`): the model's tokenizer or processor.
         prompt (`str` or `list[dict]`): plain text, or messages for the chat template.
         answers (`Sequence[str]`): as they follow the prompt, the leading space included.
+        images (`Sequence`, *optional*): the pictures that belong to the prompt, which is a list of messages then.
 
     Returns:
-        `EncodedQuestion`: the token ids.
+        `EncodedQuestion`: the token ids; a [`PicturedQuestion`] if there are pictures.
 
     Raises:
-        ValueError: the prompt is empty, an answer has no token, two answers have the same tokens, or the tokenizer has
-            no chat template for messages.
+        ValueError: the prompt is empty, an answer has no token, two answers have the same tokens, there is no chat
+            template for messages, or there are pictures that are missing or that the model cannot read.
     """
-    if isinstance(prompt, str):
+    tokenizer = getattr(processor, "tokenizer", processor)
+    text = None
+    if images:
+        text = _pictured_text(processor, prompt, images)
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    elif isinstance(prompt, str):
         ids = list(tokenizer(prompt)["input_ids"])
         if ids and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token or "\0"):
             ids.pop()  # a tokenizer that closes every text: the answer would stand after the end
     else:
-        if not getattr(tokenizer, "chat_template", None):
-            raise ValueError(
-                "The prompt is a list of messages and the tokenizer has no chat template. Give plain text."
-            )
-        ids = list(
-            tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)[
-                "input_ids"
-            ]
+        template = _chat_template(processor)
+        if tokenizer is not processor:
+            prompt = with_images(prompt, 0)
+        encoding = tokenizer.apply_chat_template(
+            prompt, chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=True
         )
+        ids = list(encoding["input_ids"])
     if not ids:
         raise ValueError(f"The prompt {prompt!r} has no token.")
     encoded = [tuple(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers]
@@ -74,7 +149,40 @@ def encode_question(tokenizer: Any, prompt: Any, answers: Sequence[str]) -> Enco
             raise ValueError(f"The answer {answer!r} has no token.")
     if len(set(encoded)) < len(encoded):
         raise ValueError(f"Two of the answers {list(answers)!r} have the same tokens.")
+    if text is not None:
+        return PicturedQuestion(tuple(ids), tuple(encoded), text, tuple(images), processor)
     return EncodedQuestion(tuple(ids), tuple(encoded))
+
+
+def _chat_template(processor: Any) -> str:
+    template = getattr(processor, "chat_template", None) or getattr(
+        getattr(processor, "tokenizer", None), "chat_template", None
+    )
+    if not template:
+        raise ValueError(
+            f"The prompt is a list of messages and {type(processor).__name__} has no chat template. Give plain text, "
+            "or set its chat_template."
+        )
+    return str(template)
+
+
+def _pictured_text(processor: Any, prompt: Any, images: Sequence[Any]) -> str:
+    """What the processor reads for a prompt with pictures."""
+    if getattr(processor, "image_processor", None) is None:
+        raise ValueError(
+            f"A row has {len(images)} pictures, and {type(processor).__name__} reads text only. Give the processor of "
+            "a vision-language model."
+        )
+    if isinstance(prompt, str):
+        raise ValueError(f"A prompt with pictures must be a list of messages, got {prompt!r}.")
+    if any(image is None for image in images):
+        raise ValueError(f"Picture {list(images).index(None)} of the prompt {prompt!r} is missing.")
+    template = _chat_template(processor)
+    messages = with_images(prompt, len(images))
+    text: str = processor.apply_chat_template(
+        messages, chat_template=template, add_generation_prompt=True, tokenize=False
+    )
+    return text
 
 
 @dataclass
@@ -202,8 +310,7 @@ class Scores:
 
     Args:
         answers (`torch.Tensor`): log Pr[answer | prompt], shape `(questions, answers)`, -inf where a question has
-            fewer
-            answers than the widest.
+            fewer answers than the widest.
         decision (`torch.Tensor`): log-probabilities of the next token where the answer is decided, shape
             `(questions, vocabulary)`.
     """
@@ -261,13 +368,8 @@ def score_plain(model: nn.Module, questions: Sequence[EncodedQuestion]) -> Score
     for q in questions:
         for sequence in [q.prompt, *(q.prompt + answer[:-1] for answer in q.answers)]:
             rows.setdefault(sequence, len(rows))
-    length = max(map(len, rows))
     keep = max(len(answer) for q in questions for answer in (*q.answers, (0,)))
-    input_ids = torch.zeros(len(rows), length, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    for sequence, row in rows.items():
-        input_ids[row, length - len(sequence) :] = torch.tensor(sequence)
-        attention_mask[row, length - len(sequence) :] = 1
+    input_ids, attention_mask = left_padded(list(rows))
     logits = model(
         input_ids=input_ids.to(device),
         attention_mask=attention_mask.to(device),
@@ -290,6 +392,102 @@ def score_plain(model: nn.Module, questions: Sequence[EncodedQuestion]) -> Score
     return Scores(torch.stack(answers), decisions)
 
 
+def pictured_inputs(processor: Any, questions: Sequence[PicturedQuestion]) -> dict[str, Any]:
+    """What the processor makes of some questions with pictures, padded on the left."""
+    side, processor.tokenizer.padding_side = processor.tokenizer.padding_side, "left"
+    try:
+        return dict(
+            processor(
+                text=[question.text for question in questions],
+                images=[list(question.images) for question in questions],
+                padding=True,
+                return_tensors="pt",
+                add_special_tokens=False,  # the chat template has put them there
+            )
+        )
+    finally:
+        processor.tokenizer.padding_side = side
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sequences of tokens as `input_ids` and `attention_mask`, padded on the left, shape `(prompts, longest)`."""
+    longest = max(map(len, prompts))
+    input_ids = torch.full((len(prompts), longest), pad)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        attention_mask[row, longest - len(prompt) :] = 1
+    return input_ids, attention_mask
+
+
+def score_pictured(model: nn.Module, questions: Sequence[PicturedQuestion]) -> Scores:
+    """
+    The same as [`score_plain`] for questions with pictures: one row per question, and one more for each answer of
+    several tokens.
+    """
+    device = next(model.parameters()).device
+    rows: list[tuple[int, tuple[int, ...]]] = []  # question, what stands behind its prompt
+    for number, q in enumerate(questions):
+        rows += [(number, tokens) for tokens in dict.fromkeys([(), *(answer[:-1] for answer in q.answers)])]
+    inputs = pictured_inputs(questions[0].processor, [questions[number] for number, _ in rows])
+    shape, longest = inputs["input_ids"].shape, max(len(tokens) for _, tokens in rows)
+    if longest:
+        behind = torch.zeros(len(rows), longest, dtype=torch.long)
+        there = torch.zeros_like(behind)
+        for row, (_, tokens) in enumerate(rows):
+            behind[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+            there[row, : len(tokens)] = 1
+        more = {"input_ids": behind, "attention_mask": there}
+        for key, value in inputs.items():
+            if isinstance(value, torch.Tensor) and value.shape == shape:
+                inputs[key] = torch.cat([value, more.get(key, torch.zeros_like(behind)).to(value.dtype)], 1)
+    floating = _compute_dtype(model)
+    inputs = {
+        key: value.to(device, floating if value.is_floating_point() else None)
+        for key, value in inputs.items()
+        if isinstance(value, torch.Tensor)
+    }
+    log_probs = model(**inputs, use_cache=False).logits[:, shape[1] - 1 :].float().log_softmax(-1)
+    row_of = {row: index for index, row in enumerate(rows)}
+    widest = max(len(q.answers) for q in questions)
+    answers = log_probs.new_full((len(questions), widest), -torch.inf)
+    for number, q in enumerate(questions):
+        for place, answer in enumerate(q.answers):
+            read = log_probs[row_of[number, answer[:-1]], torch.arange(len(answer)), torch.tensor(answer)].sum()
+            answers = answers.index_put((torch.tensor(number), torch.tensor(place)), read)
+    return Scores(answers, log_probs[[row_of[number, ()] for number in range(len(questions))], 0])
+
+
+def score_batch(model: nn.Module, questions: Sequence[EncodedQuestion], packed: bool) -> Scores:
+    """
+    Score one batch, in which some questions may have pictures.
+
+    Args:
+        model (`nn.Module`): a causal language model, or a vision-language model.
+        questions (`Sequence[EncodedQuestion]`): at least one.
+        packed (`bool`): whether to lay text out as tries.
+
+    Returns:
+        `Scores`: in the order of the questions.
+    """
+    pictured = [n for n, q in enumerate(questions) if isinstance(q, PicturedQuestion)]
+    text = [n for n, q in enumerate(questions) if not isinstance(q, PicturedQuestion)]
+    parts: list[Scores] = []
+    if text:
+        chosen = [questions[n] for n in text]
+        parts.append(score_packed(model, pack(chosen)) if packed else score_plain(model, chosen))
+    if pictured:
+        parts.append(score_pictured(model, [questions[n] for n in pictured]))  # type: ignore[misc]
+    if len(parts) == 1:
+        return parts[0]
+    widest = max(part.answers.shape[1] for part in parts)
+    answers = torch.cat(
+        [nn.functional.pad(p.answers, (0, widest - p.answers.shape[1]), value=-torch.inf) for p in parts]
+    )
+    back = torch.tensor(text + pictured).argsort()
+    return Scores(answers[back], torch.cat([part.decision for part in parts])[back])
+
+
 @torch.no_grad()
 def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], tolerance: Optional[float] = None) -> bool:
     """
@@ -300,12 +498,14 @@ def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], toleranc
         model (`nn.Module`): a causal language model.
         questions (`Sequence[EncodedQuestion]`): the questions to come.
         tolerance (`float`, *optional*): allowed difference of the log-probabilities, as a share of how much they
-            differ
-            between the questions (root mean squares); default 0.01, and 0.1 for a model in half precision.
+            differ between the questions (root mean squares); default 0.01, and 0.1 for a model in half precision.
 
     Returns:
         `bool`: `False` also when the model refuses such a mask.
     """
+    questions = [q for q in questions if not isinstance(q, PicturedQuestion)]
+    if not questions:
+        return False
     if tolerance is None:
         tolerance = 0.01 if _compute_dtype(model) == torch.float32 else 0.1
     by_prompt = sorted(questions, key=lambda q: q.prompt)
@@ -339,10 +539,11 @@ def batches(questions: Sequence[EncodedQuestion], tokens: int) -> Iterator[list[
     for number in sorted(range(len(questions)), key=lambda n: questions[n].prompt):
         prompt = questions[number].prompt
         shared = next((i for i, (a, b) in enumerate(zip(prompt, previous)) if a != b), min(len(prompt), len(previous)))
-        cost = len(prompt) - shared
+        pictures = len(getattr(questions[number], "images", ()))
+        cost = len(prompt) - (0 if pictures else shared) + pictures * PICTURE_TOKENS
         if batch and used + cost > tokens:
             yield batch
-            batch, used, cost = [], 0, len(prompt)
+            batch, used, cost = [], 0, len(prompt) + pictures * PICTURE_TOKENS
         batch.append(number)
         used, previous = used + cost, prompt
     if batch:
@@ -378,4 +579,4 @@ def score(
             packed = reads_tries(model, questions)
         for numbers in batches(questions, batch_tokens):
             chosen = [questions[number] for number in numbers]
-            yield numbers, score_packed(model, pack(chosen)) if packed else score_plain(model, chosen)
+            yield numbers, score_batch(model, chosen, packed)

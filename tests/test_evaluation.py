@@ -96,7 +96,7 @@ def test_the_table(report):
 def test_a_report_is_written_and_read(report, tmp_path):
     save_report(report, tmp_path / "report.json")
     text = (tmp_path / "report.json").read_text()
-    assert "NaN" not in text and json.loads(text)["description"] == {"n": 1}
+    assert "NaN" not in text and json.loads(text)["description"] == {"answers": "probabilities", "n": 1}
     loaded = load_report(tmp_path / "report.json")
     assert format_table(loaded.sets["test"]) == format_table(report.sets["test"])
     assert loaded.sets["open"][0].occupations == report.sets["open"][0].occupations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -14,8 +15,18 @@ from .. import metrics
 from ..metrics import Measure
 from ..penalties import kl_divergence
 from ..questions import check_questions
-from ..scoring import EncodedQuestion, encode_question, reads_tries, score
+from ..scoring import (
+    EncodedQuestion,
+    batches,
+    check_reads_pictures,
+    encode_row,
+    evaluating,
+    reads_tries,
+    row_images,
+    score_batch,
+)
 from ..tuner import steering_strength
+from .generated import generated_answers
 
 
 @dataclass
@@ -25,16 +36,19 @@ class StrengthResult:
 
     Args:
         strength (`float`): the strength w.
-        measures (`dict[str, Measure]`): by name:
-            `bias` and `bias_first_choice` (per-occupation bias, from probabilities and from first choices), `gap` and
-            `gap_first_choice` (signed), `abstention` (probability of anything but the named answers), `kl` (to the
-            base, in nats, where the answer is decided), all on ambiguous questions;
-            `accuracy` (the right answer is the likelier), `right` (probability of the right answer among the named
-            ones), `right_of_all` (its probability among all continuations) and `kl_unambiguous`, on unambiguous ones.
-            Those for which there is no question are left out.
+        measures (`dict[str, Measure]`): by name, those for which there is no question left out.
+            On ambiguous questions: `bias` and `bias_first_choice` (per-occupation bias, from probabilities and from
+            first choices), `bias_corrected` and `bias_first_choice_corrected` (less what a fair model would show, see
+            [`~peft_dso.metrics.corrected_bias`]), `gap` and `gap_first_choice` (signed; only for pro and anti),
+            `position` (preference for the answer named first), `abstention` (probability of anything but the named
+            answers), `kl` (to the base, in nats, where the answer is decided).
+            On unambiguous ones: `accuracy` (the right answer is the likeliest), `accuracy_change` (to the base's),
+            `accuracy_gap` (where the right answer is pro less where it is anti), `right` (probability of the right
+            answer among the named ones), `right_of_all` (among all continuations) and `kl_unambiguous`.
         noise_floor (`float`): the `bias` that a fair model would show on these questions.
         noise_floor_first_choice (`float`): the same for `bias_first_choice`.
-        occupations (`dict[str, float]`): Pr[pro | o] - Pr[anti | o] of each occupation, from probabilities.
+        occupations (`dict[str, float]`): see [`~peft_dso.metrics.occupation_biases`], from probabilities.
+        accuracy_bound (`float`): how far theorem 2 of the paper lets the accuracy move, from `kl_unambiguous`.
     """
 
     strength: float
@@ -42,6 +56,7 @@ class StrengthResult:
     noise_floor: float = float("nan")
     noise_floor_first_choice: float = float("nan")
     occupations: dict[str, float] = field(default_factory=dict)
+    accuracy_bound: float = float("nan")
 
 
 @dataclass
@@ -58,109 +73,169 @@ class Report:
     description: dict[str, Any] = field(default_factory=dict)
 
 
-def _shares(log_probs: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Pro and anti among the named answers, shape `(questions, 2)`."""
-    p = np.exp(log_probs - log_probs.max(axis=1, keepdims=True))
-    by_status = np.zeros((len(rows), 2))
+def question_groups(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The groups that the answers of some questions mean: pro and anti, or the others in alphabetical order."""
+    found = {meaning for row in rows for meaning in row["meanings"]}
+    return ("pro", "anti") if found <= {"pro", "anti"} else tuple(sorted(found))
+
+
+def _shares(
+    log_probs: np.ndarray, rows: Sequence[Mapping[str, Any]], groups: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Per question the groups' and the answers' shares among the named answers, shapes `(questions, groups)` and
+    `(questions, answers)`; NaN where none was given.
+    """
+    highest = log_probs.max(axis=1, keepdims=True)
+    p = np.exp(log_probs - np.where(np.isfinite(highest), highest, 0.0))
+    total = p.sum(axis=1, keepdims=True)
+    answers = np.divide(p, total, out=np.full_like(p, np.nan), where=total > 0)
+    shares = np.zeros((len(rows), len(groups)))
     for i, row in enumerate(rows):
         for j, meaning in enumerate(row["meanings"]):
-            if meaning not in ("pro", "anti"):
-                raise ValueError(f"Question {i}: the meaning {meaning!r} is neither 'pro' nor 'anti'.")
-            by_status[i, int(meaning == "anti")] += p[i, j]
-    return by_status / by_status.sum(axis=1, keepdims=True)
+            shares[i, groups.index(meaning)] += answers[i, j]
+    return shares, answers
 
 
 def _first_choices(shares: np.ndarray) -> np.ndarray:
-    """1 for the likelier of pro and anti and 0 for the other; a tie is shared."""
+    """1 for the likeliest group and 0 for the others; a tie is shared."""
     chosen = (shares == shares.max(axis=1, keepdims=True)).astype(float)
+    chosen[np.isnan(shares).any(axis=1)] = np.nan
     return chosen / chosen.sum(axis=1, keepdims=True)
 
 
-def measure(
-    model: nn.Module,
+def summarize(
     rows: Sequence[Mapping[str, Any]],
-    encoded: Sequence[EncodedQuestion],
+    log_probs: np.ndarray,
     strength: float,
-    base: Optional[torch.Tensor] = None,
-    packed: Optional[bool] = None,
+    kl: Optional[np.ndarray] = None,
+    base: Optional[np.ndarray] = None,
     seed: int = 0,
-    progress: Callable[[int], Any] = lambda n: None,
-) -> tuple[StrengthResult, torch.Tensor]:
+) -> StrengthResult:
     """
-    Measure a model as it is set now.
+    The measures of one set of questions at one strength.
 
     Args:
-        model (`nn.Module`): a causal language model.
-        rows (`Sequence[Mapping]`): questions with answers that are pro or anti.
-        encoded (`Sequence[EncodedQuestion]`): their tokens.
-        strength (`float`): what to note as the strength; it is not set here.
-        base (`torch.Tensor`, *optional*): the base's log-probabilities where each answer is decided, shape
-            `(questions, vocabulary)`; without it no KL is measured.
-        packed (`bool`, *optional*): see [`~peft_dso.scoring.score`].
+        rows (`Sequence[Mapping]`): questions.
+        log_probs (`np.ndarray`): log-probabilities of their answers, shape `(questions, answers)`, -inf where a
+            question has fewer; 0 and -inf for answers given in words (all -inf: none of them was given).
+        strength (`float`): what to note as the strength.
+        kl (`np.ndarray`, *optional*): KL to the base in nats, shape `(questions,)`.
+        base (`np.ndarray`, *optional*): the base's log-probabilities, of the shape of `log_probs`.
         seed (`int`, defaults to 0): of the bootstraps.
-        progress (`Callable`): called with the number of questions done.
 
     Returns:
-        The result, and the decisions' log-probabilities (float32, on the CPU) if `base` is `None`, else an empty
-        tensor.
+        `StrengthResult`: the measures.
     """
-    widest = max(len(question.answers) for question in encoded)
-    log_probs = np.full((len(rows), widest), -np.inf)
-    kl = np.full(len(rows), np.nan)
-    decisions: list[Optional[torch.Tensor]] = [None] * len(rows)
-    for numbers, scores in score(model, encoded, packed=packed):
-        log_probs[numbers, : scores.answers.shape[1]] = scores.answers.double().cpu().numpy()
-        decided = scores.decision.cpu()
-        if base is not None:
-            kl[numbers] = kl_divergence(decided, base[numbers]).numpy()
-        else:
-            for number, row in zip(numbers, decided):
-                decisions[number] = row.clone()
-        progress(len(numbers))
-
     measures: dict[str, Measure] = {}
     result = StrengthResult(strength, measures)
     right = np.array([-1 if row.get("right") is None else row["right"] for row in rows])
-    shares = _shares(log_probs, rows)
+    groups = question_groups(rows)
+    shares, answers = _shares(log_probs, rows, groups)
 
-    def part(mask: np.ndarray) -> tuple[list[int], list[str], list[str]]:
-        chosen = np.flatnonzero(mask).tolist()
-        pairs = [str(rows[i].get("pair") or i) for i in chosen]
-        return chosen, [rows[i]["occupation"] for i in chosen], pairs
+    def pairs_of(chosen: Sequence[int]) -> list[str]:
+        return [str(rows[i].get("pair") or i) for i in chosen]
 
-    chosen, occupations, pairs = part(right < 0)
-    if len(chosen):
-        s = shares[chosen]
+    chosen = np.flatnonzero(right < 0).tolist()
+    if chosen:
+        s, occupations, pairs = shares[chosen], [rows[i]["occupation"] for i in chosen], pairs_of(chosen)
         first = _first_choices(s)
-        measures["bias"] = metrics.per_occupation_bias(s, occupations, pairs, seed)
-        measures["bias_first_choice"] = metrics.per_occupation_bias(first, occupations, pairs, seed)
-        measures["gap"] = metrics.stereotype_gap(s, pairs, seed)
-        measures["gap_first_choice"] = metrics.stereotype_gap(first, pairs, seed)
+        for name, x in (("bias", s), ("bias_first_choice", first)):
+            measures[name] = metrics.per_occupation_bias(x, occupations, pairs, seed)
+            floor = metrics.noise_floor(x, occupations, pairs, seed)
+            measures[f"{name}_corrected"] = metrics.corrected_bias(measures[name], floor)
+            if name == "bias":
+                result.noise_floor = floor
+            else:
+                result.noise_floor_first_choice = floor
+        if groups == ("pro", "anti"):
+            measures["gap"] = metrics.stereotype_gap(s, pairs, seed)
+            measures["gap_first_choice"] = metrics.stereotype_gap(first, pairs, seed)
+        placed = [i for i in chosen if rows[i].get("first") is not None]
+        if placed:
+            share = [answers[i, rows[i]["first"]] for i in placed]
+            counts = [len(rows[i]["answers"]) for i in placed]
+            measures["position"] = metrics.position_preference(share, counts, pairs_of(placed), seed)
         measures["abstention"] = metrics.mean(1 - np.exp(log_probs[chosen]).sum(axis=1), pairs, seed)
-        if base is not None:
+        if kl is not None:
             measures["kl"] = metrics.mean(kl[chosen], pairs, seed)
-        result.noise_floor = metrics.noise_floor(s, occupations, pairs, seed)
-        result.noise_floor_first_choice = metrics.noise_floor(first, occupations, pairs, seed)
         result.occupations = metrics.occupation_biases(s, occupations)
-    chosen, _, pairs = part(right >= 0)
-    if len(chosen):
-        of_all = np.exp(log_probs[chosen, right[chosen]])
-        named = np.exp(log_probs[chosen])
-        measures["accuracy"] = metrics.mean(log_probs[chosen].argmax(axis=1) == right[chosen], pairs, seed)
-        measures["right"] = metrics.mean(of_all / named.sum(axis=1), pairs, seed)
-        measures["right_of_all"] = metrics.mean(of_all, pairs, seed)
+
+    chosen = np.flatnonzero(right >= 0).tolist()
+    if chosen:
+        pairs, wanted = pairs_of(chosen), right[chosen]
+        # An answer that was not given is not right, also where none was.
+        given = log_probs[chosen, wanted]
+        correct = (log_probs[chosen].argmax(axis=1) == wanted) & np.isfinite(given)
+        measures["accuracy"] = metrics.mean(correct, pairs, seed)
         if base is not None:
+            before = base[chosen].argmax(axis=1) == wanted
+            measures["accuracy_change"] = metrics.mean(correct.astype(float) - before, pairs, seed)
+        if groups == ("pro", "anti"):
+            pro = [rows[i]["meanings"][right[i]] == "pro" for i in chosen]
+            if any(pro) and not all(pro):
+                measures["accuracy_gap"] = metrics.difference(correct, pro, pairs, seed)
+        measures["right"] = metrics.mean(np.nan_to_num(answers[chosen, wanted]), pairs, seed)
+        measures["right_of_all"] = metrics.mean(np.exp(given), pairs, seed)
+        if kl is not None:
             measures["kl_unambiguous"] = metrics.mean(kl[chosen], pairs, seed)
-    return result, torch.empty(0) if base is not None else torch.stack([d for d in decisions if d is not None])
+            result.accuracy_bound = metrics.capability_bound(measures["kl_unambiguous"].value)
+    return result
+
+
+def answer_log_probs(
+    model: nn.Module,
+    encoded: Sequence[EncodedQuestion],
+    strengths: Sequence[float],
+    progress: Callable[[int], Any] = lambda n: None,
+    batch_tokens: int = 1024,
+) -> tuple[dict[float, np.ndarray], dict[float, np.ndarray]]:
+    """
+    What a model says at several strengths, batch by batch, so that no distribution is kept.
+
+    Args:
+        model (`nn.Module`): a model with an active DSO adapter; its strength is restored afterwards.
+        encoded (`Sequence[EncodedQuestion]`): questions.
+        strengths (`Sequence[float]`): the strengths.
+        progress (`Callable`): called with the number of questions done.
+        batch_tokens (`int`, defaults to 1024): tokens per batch.
+
+    Returns:
+        By strength, the log-probabilities of the answers, shape `(questions, answers)`, and the exact KL to strength 0
+        of the next-token distribution where the answer is decided, shape `(questions,)`; strength 0 is always there.
+    """
+    order = list(dict.fromkeys([0.0, *strengths]))
+    widest = max(len(question.answers) for question in encoded)
+    said = {w: np.full((len(encoded), widest), -np.inf) for w in order}
+    kl = {w: np.zeros(len(encoded)) for w in order}
+    with evaluating(model), torch.no_grad():
+        with steering_strength(model, 0.0):
+            packed = reads_tries(model, encoded)
+        for numbers in batches(encoded, batch_tokens):
+            chosen = [encoded[number] for number in numbers]
+            base = torch.empty(0)
+            for w in order:
+                with steering_strength(model, w):
+                    scores = score_batch(model, chosen, packed)
+                said[w][numbers, : scores.answers.shape[1]] = scores.answers.double().cpu().numpy()
+                if w == 0:
+                    base = scores.decision
+                else:
+                    kl[w][numbers] = kl_divergence(scores.decision, base).cpu().numpy()
+                progress(len(numbers))
+    return said, kl
 
 
 def sweep(
     model: nn.Module,
-    tokenizer: Any,
+    processor: Any,
     questions: Mapping[str, Sequence[Mapping[str, Any]]],
     strengths: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
     *,
+    answers: str = "probabilities",
     seed: int = 0,
+    batch_tokens: int = 1024,
+    max_new_tokens: int = 16,
     progress: bool = False,
     description: Optional[Mapping[str, Any]] = None,
 ) -> Report:
@@ -169,10 +244,15 @@ def sweep(
 
     Args:
         model (`nn.Module`): a model with an active DSO adapter; its strength is restored afterwards.
-        tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
-        questions (`Mapping[str, Sequence[Mapping]]`): sets of questions by name, with pro and anti answers.
+        processor (`PreTrainedTokenizerBase` or `ProcessorMixin`): its tokenizer, or processor for pictures.
+        questions (`Mapping[str, Sequence[Mapping]]`): sets of questions by name.
         strengths (`Sequence[float]`): the strengths, in the order of the report.
+        answers (`str`, defaults to `"probabilities"`): `"probabilities"` reads the answers' log-probabilities,
+            `"text"` lets the model write greedily and reads what it wrote (see [`~peft_dso.answers.read_answer`]);
+            there is no KL then.
         seed (`int`, defaults to 0): of the bootstraps.
+        batch_tokens (`int`, defaults to 1024): tokens per batch.
+        max_new_tokens (`int`, defaults to 16): longest answer with `answers="text"`.
         progress (`bool`, defaults to `False`): show a progress bar.
         description (`Mapping[str, Any]`, *optional*): what to note in the report.
 
@@ -180,35 +260,38 @@ def sweep(
         `Report`: the results.
 
     Raises:
-        ValueError: a question is wrong, there is no set, or no strength.
+        ValueError: a question is wrong, there is no set, no strength or one that is not finite, or `answers` is
+            unknown.
     """
     if not questions or not strengths:
         raise ValueError(f"Nothing to measure: {len(questions)} sets of questions, {len(strengths)} strengths.")
+    if answers not in ("probabilities", "text"):
+        raise ValueError(f"answers={answers!r}: choose 'probabilities' or 'text'.")
+    wrong = [w for w in strengths if not math.isfinite(w)]
+    if wrong:
+        raise ValueError(f"strengths holds {wrong[0]!r}: give finite numbers.")
     encoded: dict[str, list[EncodedQuestion]] = {}
     for name, rows in questions.items():
-        check_questions(rows, ("pro", "anti"))
-        encoded[name] = [encode_question(tokenizer, row["prompt"], row["answers"]) for row in rows]
-    results: dict[str, list[StrengthResult]] = {name: [] for name in questions}
-    bases: dict[str, torch.Tensor] = {}
-    packs = reads_tries(model, next(iter(encoded.values())))
-    total = sum(map(len, questions.values())) * len(dict.fromkeys([0.0, *strengths]))
-    with _bar(total, progress) as bar:
-        for strength in dict.fromkeys([0.0, *strengths]):
-            with steering_strength(model, strength):
-                for name, rows in questions.items():
-                    result, decisions = measure(
-                        model, rows, encoded[name], strength, bases.get(name), packs, seed, bar.update
-                    )
-                    if name not in bases:
-                        bases[name] = decisions
-                        for key, of in (("kl", "bias"), ("kl_unambiguous", "accuracy")):
-                            if of in result.measures:  # the base's KL to itself
-                                result.measures[key] = Measure(0.0, 0.0, result.measures[of].n)
-                    if strength in strengths:
-                        results[name].append(result)
-    for name in results:
-        results[name].sort(key=lambda result: list(strengths).index(result.strength))
-    return Report(results, dict(description or {}))
+        check_questions(rows)
+        if any(row_images(row) for row in rows):
+            check_reads_pictures(model)
+        encoded[name] = [encode_row(processor, row) for row in rows]
+    order = list(dict.fromkeys([0.0, *strengths]))
+    results: dict[str, list[StrengthResult]] = {}
+    with _bar(sum(map(len, questions.values())) * len(order), progress) as bar:
+        for name, rows in questions.items():
+            kl: Optional[dict[float, np.ndarray]] = None
+            if answers == "text":
+                said = {}
+                for w in order:
+                    with steering_strength(model, w):
+                        said[w] = generated_answers(model, processor, rows, max_new_tokens, progress=bar.update)
+            else:
+                said, kl = answer_log_probs(model, encoded[name], strengths, bar.update, batch_tokens)
+            results[name] = [
+                summarize(rows, said[w], w, None if kl is None else kl[w], said[0.0], seed) for w in strengths
+            ]
+    return Report(results, {"answers": answers, **(description or {})})
 
 
 class _NoBar:

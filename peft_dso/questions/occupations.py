@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional
 
 
 @dataclass(frozen=True)
 class Occupation:
     """
-    An occupation and the gender that most people connect with it.
+    An occupation and the group that most people connect with it.
 
     Args:
         name (`str`): as it stands in a sentence, without an article.
-        share_women (`float`): share of women among those who work in it, in percent.
+        share_women (`float`): share of women among those who work in it, in percent; NaN where `group` is given.
+        group (`str`, *optional*): the majority's group, where it is not told by the share of women.
     """
 
     name: str
     share_women: float
+    group: Optional[str] = None
 
     @property
     def majority(self) -> str:
-        """`"male"` or `"female"`: the gender of the majority."""
-        return "female" if self.share_women > 50 else "male"
+        """The group of the majority: `group`, or else `"male"` or `"female"` by the share of women."""
+        return self.group or ("female" if self.share_women > 50 else "male")
 
 
-# US Bureau of Labor Statistics, Current Population Survey 2017, as listed with WinoBias (Zhao et al. 2018, table 1,
-# arXiv 1804.06876).
+SOURCE = (
+    "US Bureau of Labor Statistics, Current Population Survey 2017, as listed with WinoBias "
+    "(Zhao et al. 2018, table 1, arXiv 1804.06876)"
+)
 _SHARE_WOMEN = {
     "carpenter": 2.1,
     "laborer": 3.5,

@@ -203,13 +203,15 @@ def pronoun_questions(
             if ambiguous:
                 # An opening with other conjunctions is no new sentence: they belong together.
                 opening, _, last = frame.rpartition(" ")
-                pair = (opening if last in _CONJUNCTIONS else frame).format(o=occupation.name)
-                rows.append({"prompt": frame.format(o=occupation.name), **row, "right": None, "pair": pair})
+                group = opening if last in _CONJUNCTIONS else frame
+                pair = group.format(o=occupation.name)
+                prompt = frame.format(o=occupation.name)
+                rows.append({"prompt": prompt, **row, "right": None, "pair": pair, "group": group})
                 continue
             pair = f"{occupation.name}/{split}/{number}"
             for right, gender in enumerate(("man", "woman")):
                 prompt = frame.format(o=occupation.name, g=gender)
-                rows.append({"prompt": prompt, **row, "right": right, "pair": pair})
+                rows.append({"prompt": prompt, **row, "right": right, "pair": pair, "group": frame})
     if not rows:
         raise ValueError("No occupation was given, so there is no question.")
     return rows

@@ -4,12 +4,14 @@ The columns of a question, and their check.
 | column | type | what it holds |
 |---|---|---|
 | `prompt` | `str` or list of messages | what the model reads before it answers |
-| `image` / `images` | image or list of images, optional | pictures that belong to the prompt |
+| `image` / `images` | image or list of images, optional | pictures of the prompt, a list of messages then |
 | `occupation` | `str` | whom the question is about |
 | `answers` | list of `str` | the possible answers, as they follow the prompt, the leading space included |
 | `meanings` | list of `str` | the group of each answer: `"pro"` and `"anti"`, or the names of more groups |
 | `right` | `int` or `None` | index of the one right answer; `None` where all are equally right (ambiguous) |
+| `first` | `int` or `None`, optional | index of the answer that is named or listed first (position preference) |
 | `pair` | `str`, optional | questions that belong together (bootstrap draws them together) |
+| `group` | `str`, optional | what a split holds out as a whole, such as the sentence frame |
 """
 
 from __future__ import annotations
@@ -46,6 +48,24 @@ def _problem(row: Mapping[str, Any], groups: Optional[tuple[str, ...]]) -> Optio
         return f"the meaning {sorted(map(str, unknown))[0]!r} is none of the groups {', '.join(groups or ())}"
     if right is not None and (isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(answers)):
         return f"right must be None or the index of an answer, got {right!r}"
+    first = row.get("first")
+    if first is not None and (isinstance(first, bool) or not isinstance(first, int) or not 0 <= first < len(answers)):
+        return f"first must be None or the index of an answer, got {first!r}"
+    return _picture_problem(row)
+
+
+def _picture_problem(row: Mapping[str, Any]) -> Optional[str]:
+    images = row.get("images")
+    if images is None:
+        images = [row["image"]] if row.get("image") is not None else []
+    elif row.get("image") is not None:
+        return "it has both image and images; keep one of the columns"
+    if not isinstance(images, (list, tuple)):
+        return f"images must be a list, got {type(images).__name__}"
+    if any(image is None for image in images):
+        return f"picture {[image is None for image in images].index(True)} is missing"
+    if images and isinstance(row["prompt"], str):
+        return f"a prompt with pictures must be a list of messages, got {row['prompt']!r}"
     return None
 
 

@@ -18,7 +18,7 @@ class DSOTrainerConfig(RLOOConfig):
     Args:
         rollouts (`str`, defaults to `"enumerate"`):
             `"enumerate"`: the expectation over the answers that the dataset names is exact, one forward pass per
-            question. `"sample"`: TRL's generation and leave-one-out baseline, for free text and for images.
+            question. `"sample"`: TRL's generation and leave-one-out baseline, for free text. Both read images.
         questions_per_occupation (`int`, defaults to 8):
             Questions of one occupation that stand together in a batch, so that its imbalance is the current model's.
             `per_device_train_batch_size` must be a multiple of it. Occupations with fewer questions repeat some.
@@ -27,15 +27,15 @@ class DSOTrainerConfig(RLOOConfig):
             refusing. `None` looks at the named answers only: their probabilities count as if they summed to 1.
         reward_smoothing (`float`, defaults to 0.1):
             Imbalance of an occupation below which its reward shrinks in proportion; 0 is the sign (the paper).
-        reward_temperature (`float`, defaults to 1):
-            Temperature of the answers that count towards the majority, in (0, 1]. 1 counts probabilities, which is
-            what sampling shows; lower ones lean towards first choices, which is what greedy decoding shows. Only for
-            `rollouts="enumerate"`.
+        decoding_temperatures (`list[float]`, defaults to `[1.0]`):
+            Temperatures at which the answers are to be fair, each in (0, 1]; the objective is the mean over them. 1
+            counts probabilities, which is what sampling shows; lower ones lean towards first choices, which is what
+            greedy decoding shows. Only for `rollouts="enumerate"`.
         reward_memory (`float`, defaults to 0):
             Share of the earlier answers that still counts towards the majority of an occupation, in [0, 1).
         warm_start (`bool`, defaults to `False`):
             Count what the model says to all training questions before the first step, so that the first majorities do
-            not hang on one batch. Needs `reward_memory` above 0 and questions without images.
+            not hang on one batch. Needs `reward_memory` above 0.
         max_kl (`float`, *optional*, defaults to 0.1):
             The cap epsilon on KL(steered || base), in nats. The multiplier `beta` rises while the KL is above it and
             falls below it. `None` keeps `beta` as it is.
@@ -71,8 +71,9 @@ class DSOTrainerConfig(RLOOConfig):
     reward_smoothing: float = field(
         default=0.1, metadata={"help": "Imbalance below which the reward shrinks in proportion; 0 is the sign."}
     )
-    reward_temperature: float = field(
-        default=1.0, metadata={"help": "Temperature of the answers that count towards the majority, in (0, 1]."}
+    decoding_temperatures: list[float] = field(
+        default_factory=lambda: [1.0],
+        metadata={"help": "Temperatures at which the answers are to be fair, each in (0, 1]; 1 is sampling."},
     )
     reward_memory: float = field(
         default=0.0, metadata={"help": "Share of earlier answers that counts towards an occupation's majority."}
@@ -119,9 +120,12 @@ class DSOTrainerConfig(RLOOConfig):
             )
         if self.max_kl is not None and not self.max_kl > 0:
             raise ValueError(f"max_kl={self.max_kl!r}: a cap above 0, or None for a fixed beta.")
-        for name in ("reward_temperature", "l1_until"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}: above 0 and at most 1.")
+        if not 0 < self.l1_until <= 1:
+            raise ValueError(f"l1_until={self.l1_until!r}: above 0 and at most 1.")
+        if not self.decoding_temperatures or not all(0 < t <= 1 for t in self.decoding_temperatures):
+            raise ValueError(
+                f"decoding_temperatures={self.decoding_temperatures!r}: at least one, each above 0 and at most 1."
+            )
         for name in ("kl_rate", "retain_coef", "l1_coef", "beta"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: at least 0.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -27,13 +28,13 @@ from ..rewards import FairnessReward, group_rewards, imbalance, occupation_share
 from ..scoring import (
     EncodedQuestion,
     Scores,
-    encode_question,
+    check_reads_pictures,
+    encode_row,
     evaluating,
-    pack,
     reads_tries,
+    row_images,
     score,
-    score_packed,
-    score_plain,
+    score_batch,
 )
 from ..tuner import DSOConfig, DSOLayer, get_steering_strength, is_norm, set_steering_strength
 from .config import DSOTrainerConfig
@@ -121,8 +122,6 @@ class DSOTrainer(RLOOTrainer):
         if not open_rows:
             raise ValueError("train_dataset has no ambiguous question (right=None): there is nothing to make fair.")
         self.groups = _groups(open_rows)
-        self._check_rollouts(args, open_rows)
-
         if is_peft_model(model):
             trained = _check_adapter(model)
         else:
@@ -136,15 +135,14 @@ class DSOTrainer(RLOOTrainer):
 
         if reward_funcs is not None and args.rollouts == "enumerate":
             raise ValueError("reward_funcs needs rollouts='sample': the enumerated answers earn the fairness reward.")
+        # One for each temperature, which has majorities of its own. Without weights: the sampler shows each occupation
+        # as often as any other.
+        self.temperature_rewards = [
+            FairnessReward(self.groups, args.abstain_reward, args.reward_smoothing, args.reward_memory)
+            for _ in args.decoding_temperatures
+        ]
         if reward_funcs is None:
-            # Without weights: the sampler shows each occupation as often as any other.
-            reward_funcs = FairnessReward(
-                self.groups,
-                args.abstain_reward,
-                args.reward_smoothing,
-                args.reward_memory,
-                temperature=args.reward_temperature,
-            )
+            reward_funcs = self.temperature_rewards[0]
         given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         # None if other rewards were given; Any because enumeration always has it.
         self.fairness_reward: Any = next((f for f in given if isinstance(f, FairnessReward)), None)
@@ -166,6 +164,10 @@ class DSOTrainer(RLOOTrainer):
             if ".dso_affine." in name and parameter.dtype != torch.float32:
                 # TRL casts what is trained on a quantised base to bfloat16, where a slope does not move.
                 parameter.data = trained.get(name, parameter.data).to(parameter.device, torch.float32)
+        pictured = next((row for row in (*open_rows, *self.retain_rows) if row_images(row)), None)
+        if pictured is not None:
+            check_reads_pictures(unwrapped)
+            self._encode(pictured)  # raises what the processor cannot do, before the first step
         self._packs: Optional[bool] = None
         self._micro_step = 0  # batches since the last optimizer step; TRL's own count starts anew after a resume
         self._evaluated: list[tuple[str, list[float]]] = []
@@ -173,14 +175,6 @@ class DSOTrainer(RLOOTrainer):
         self.add_callback(_DSOCallback(self))
 
     # --- data --------------------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _check_rollouts(args: DSOTrainerConfig, rows: Sequence[Mapping[str, Any]]) -> None:
-        pictured = any(row.get("image") is not None or row.get("images") for row in rows)
-        if args.rollouts == "enumerate" and pictured:
-            raise ValueError("rollouts='enumerate' reads text only. Use rollouts='sample' for questions with images.")
-        if args.warm_start and pictured:
-            raise ValueError("warm_start=True reads text only: leave it off for questions with images.")
 
     def _get_train_sampler(self, dataset: Optional[Dataset] = None) -> Sampler[int]:
         dataset = self.train_dataset if dataset is None else dataset
@@ -203,7 +197,7 @@ class DSOTrainer(RLOOTrainer):
         return super()._get_eval_sampler(eval_dataset)
 
     def _encode(self, row: Mapping[str, Any]) -> EncodedQuestion:
-        return encode_question(self._tokenizer, row["prompt"], row.get("answers") or ())
+        return encode_row(self.processing_class, row)
 
     def _generator(self, purpose: str, micro_step: int) -> torch.Generator:
         """Random numbers that depend on the seed and the step alone: the same on all ranks and after a resume."""
@@ -265,17 +259,20 @@ class DSOTrainer(RLOOTrainer):
         scores = self._score(model, encoded)
         n, closed = len(rows), self.args.abstain_reward is None
         log_p = scores.answers[:n, : max(len(row["answers"]) for row in rows)]
-        p = log_p.softmax(-1) if closed else log_p.exp()  # (questions, answers)
+        named = 1.0 if closed else log_p.exp().sum(-1, keepdim=True)  # how likely any of the named answers is
 
-        group = self._observe(rows, p.detach())
         names = [row["occupation"] for row in rows]
-        shares = torch.tensor([self.fairness_reward.shares(name) for name in names], device=p.device)
-        reward = group_rewards(shares, self.args.reward_smoothing).gather(1, group)  # (questions, answers)
-        expected = (p * reward).sum(-1)
+        expected = log_p.new_zeros(n)
+        for temperature, counted in zip(self.args.decoding_temperatures, self.temperature_rewards):
+            p = named * (log_p / temperature).softmax(-1)  # (questions, answers)
+            group = self._observe(rows, p.detach(), counted)
+            shares = torch.tensor([counted.shares(name) for name in names], device=p.device)
+            reward = group_rewards(shares, self.args.reward_smoothing).gather(1, group)  # (questions, answers)
+            expected = expected + (p * reward).sum(-1) / len(self.temperature_rewards)
         if self.args.abstain_reward is not None:
-            expected = expected + self.args.abstain_reward * (1 - p.sum(-1))
+            expected = expected + self.args.abstain_reward * (1 - log_p.exp().sum(-1))
         counts = occupation_weights(gather_object(names))
-        weight = torch.tensor([counts[name] for name in names], device=p.device)
+        weight = torch.tensor([counts[name] for name in names], device=log_p.device)
         loss = -(weight * expected).mean()
 
         seen = Scores(scores.answers[:n], scores.decision[:n])
@@ -292,10 +289,10 @@ class DSOTrainer(RLOOTrainer):
         self._log_bias(mode)
         return loss
 
-    def _observe(self, rows: Sequence[Mapping[str, Any]], p: torch.Tensor) -> torch.Tensor:
+    def _observe(self, rows: Sequence[Mapping[str, Any]], p: torch.Tensor, counted: FairnessReward) -> torch.Tensor:
         """
-        Count answers given with probabilities `p`, shape `(questions, answers)`, towards the majorities; returns the
-        index of each answer's group, of the same shape.
+        Count answers given with probabilities `p`, shape `(questions, answers)`, towards the majorities of `counted`;
+        returns the index of each answer's group, of the same shape.
         """
         group = torch.zeros(*p.shape, dtype=torch.long)
         for i, row in enumerate(rows):
@@ -303,17 +300,19 @@ class DSOTrainer(RLOOTrainer):
                 group[i, j] = self.groups.index(meaning)
         group = group.to(p.device)
         by_group = p.new_zeros(len(rows), len(self.groups)).scatter_add(1, group, p)  # (questions, k)
-        self.fairness_reward.observe([(row["occupation"], values) for row, values in zip(rows, by_group.tolist())])
+        counted.observe([(row["occupation"], values) for row, values in zip(rows, by_group.tolist())])
         return group
 
     def observe_first_pass(self) -> None:
         """Count what the model says to all training questions (`warm_start`); each process scores a share of them."""
         rows = [*self.train_dataset][self.accelerator.process_index :: self.accelerator.num_processes]
         widest = max(len(row["answers"]) for row in rows)
-        p = torch.zeros(len(rows), widest)
+        log_p = torch.full((len(rows), widest), -torch.inf)
         for numbers, scores in score(self.model, [self._encode(row) for row in rows]):
-            p[numbers, : scores.answers.shape[1]] = scores.answers.exp().float().cpu()
-        self._observe(rows, p)
+            log_p[numbers, : scores.answers.shape[1]] = scores.answers.float().cpu()
+        for temperature, counted in zip(self.args.decoding_temperatures, self.temperature_rewards):
+            p = log_p.exp().sum(-1, keepdim=True) * (log_p / temperature).softmax(-1)
+            self._observe(rows, p, counted)
 
     def _log_bias(self, mode: str) -> None:
         """Per-occupation bias and gap of the answers observed last; in an evaluation, of all of its answers so far."""
@@ -335,20 +334,28 @@ class DSOTrainer(RLOOTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As TRL's. The answers of an evaluation count for its own bias, not towards the majorities of training."""
-        reward, counts = self.fairness_reward, None
-        if reward is not None:
-            counts, reward.counts, self._evaluated = reward.counts, {}, []
+        rewards = self._counting_rewards()
+        counts = [reward.counts for reward in rewards]
+        self._evaluated = []
+        for reward in rewards:
+            reward.counts = {}
         try:
             return super().evaluate(*args, **kwargs)
         finally:
-            if reward is not None:
-                reward.counts = counts
+            for reward, before in zip(rewards, counts):
+                reward.counts = before
+
+    def _counting_rewards(self) -> list[FairnessReward]:
+        """All rewards whose counts matter: the one that pays sampled answers, or one per temperature."""
+        if self.args.rollouts == "enumerate":
+            return self.temperature_rewards
+        return [] if self.fairness_reward is None else [self.fairness_reward]
 
     def _score(self, model: nn.Module, encoded: list[EncodedQuestion]) -> Scores:
         if self._packs is None:
             # Under autocast the weights alone do not tell the precision.
             self._packs = reads_tries(model, encoded, 0.1 if self.args.bf16 or self.args.fp16 else None)
-        return score_packed(model, pack(encoded)) if self._packs else score_plain(model, encoded)
+        return score_batch(model, encoded, self._packs)
 
     def _kl(self, scores: Scores, encoded: list[EncodedQuestion], name: str, mode: str) -> torch.Tensor:
         """Mean KL(steered || base) of the next-token distribution where each answer is decided."""
@@ -360,7 +367,7 @@ class DSOTrainer(RLOOTrainer):
     @torch.no_grad()
     def _reference_decisions(self, encoded: Sequence[EncodedQuestion]) -> torch.Tensor:
         """Log-probabilities of the base model (the adapter off) after each prompt, shape `(questions, vocabulary)`."""
-        prompts = [EncodedQuestion(question.prompt, ()) for question in encoded]
+        prompts = [dataclasses.replace(question, answers=()) for question in encoded]
         with evaluating(self._dso_model), self._dso_model.disable_adapter():  # type: ignore[operator]
             return self._score(self.model, prompts).decision
 
@@ -451,7 +458,7 @@ class DSOTrainer(RLOOTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.state.stateful_callbacks[STATE_KEY] = {
             "beta": self.beta,
-            "fairness_reward": None if self.fairness_reward is None else self.fairness_reward.state_dict(),
+            "fairness_rewards": [reward.state_dict() for reward in self._counting_rewards()],
         }
         super()._save_checkpoint(model, trial)
 
@@ -469,8 +476,8 @@ class _DSOCallback(TrainerCallback):
         saved = state.stateful_callbacks.get(STATE_KEY)
         if isinstance(saved, dict):
             self.trainer.beta = saved["beta"]
-            if self.trainer.fairness_reward is not None and saved["fairness_reward"] is not None:
-                self.trainer.fairness_reward.load_state_dict(saved["fairness_reward"])
+            for reward, counts in zip(self.trainer._counting_rewards(), saved["fairness_rewards"]):
+                reward.load_state_dict(counts)
         elif args.warm_start and self.trainer.fairness_reward is not None:
             self.trainer.observe_first_pass()
 

@@ -263,21 +263,8 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: a shift has no bias to go to, a slope no weight, or the norm is not of a known form.
         """
-        norm = self.get_base_layer()
         slope, shift = (sum(parts) for parts in zip(*(self.dso_affine[n].folded() for n in adapter_names)))
-        weight, bias = self._unmerged or (getattr(norm, "weight", None), getattr(norm, "bias", None))
-        if weight is None:
-            raise ValueError(f"{type(norm).__name__} has no weight that a slope could be merged into.")
-        if bias is None and bool(shift.any()):
-            raise ValueError(
-                f"{type(norm).__name__} has no bias, so the shift has nowhere to go. Keep the adapter unmerged, train "
-                "with DSOConfig(learn_shift=False), or set the strength to 0 to merge nothing."
-            )
-        offset = _weight_offset(norm)
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        new_weight = (weight.detach().to(wide) + offset) * (1 + slope) - offset
-        new_bias = None if bias is None else bias.detach().to(wide) * (1 + slope) + shift
-        return new_weight.to(weight.dtype), None if new_bias is None else new_bias.to(weight.dtype)
+        return fold_into_norm(self.get_base_layer(), slope, shift, self._unmerged)
 
     def merge(self, safe_merge: bool = False, adapter_names: Optional[list[str]] = None) -> None:
         """
@@ -316,6 +303,43 @@ class DSOLayer(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "dso." + super().__repr__()
+
+
+def fold_into_norm(
+    norm: Any,
+    slope: torch.Tensor,
+    shift: torch.Tensor,
+    original: Optional[tuple[torch.Tensor, Optional[torch.Tensor]]] = None,
+) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """
+    Weight and bias of a norm with w a and w b folded in (see [`DSOLayer.folded_weights`]).
+
+    Args:
+        norm (`nn.Module`): the norm.
+        slope (`torch.Tensor`): w a, shape `(d,)`.
+        shift (`torch.Tensor`): w b, shape `(d,)`.
+        original (`tuple`, *optional*): its weight and bias, if it holds others at the moment.
+
+    Returns:
+        The weight, shape `(d,)`, and the bias, shape `(d,)`, or `None` where the norm has none.
+
+    Raises:
+        ValueError: a shift has no bias to go to, a slope no weight, or the norm is not of a known form.
+    """
+    weight, bias = original or (getattr(norm, "weight", None), getattr(norm, "bias", None))
+    if weight is None:
+        raise ValueError(f"{type(norm).__name__} has no weight that a slope could be merged into.")
+    if bias is None and bool(shift.any()):
+        raise ValueError(
+            f"{type(norm).__name__} has no bias, so the shift has nowhere to go. Keep the adapter unmerged, train "
+            "with DSOConfig(learn_shift=False), export a checkpoint whose readers take the shift (peft-dso export), "
+            "or set the strength to 0 to merge nothing."
+        )
+    offset = _weight_offset(norm)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    new_weight = (weight.detach().to(wide) + offset) * (1 + slope) - offset
+    new_bias = None if bias is None else bias.detach().to(wide) * (1 + slope) + shift
+    return new_weight.to(weight.dtype), None if new_bias is None else new_bias.to(weight.dtype)
 
 
 def _weight_offset(norm: nn.Module) -> float:

@@ -1,0 +1,81 @@
+"""General ability, measured by lm-evaluation-harness with the adapter at each strength as its model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+from torch import nn
+
+from ..metrics import Measure
+from ..tuner import steering_strength
+
+
+def evaluate_tasks(
+    model: nn.Module,
+    tokenizer: Any,
+    tasks: Sequence[str],
+    strengths: Sequence[float] = (0.0, 1.0),
+    *,
+    limit: Optional[int] = None,
+    include_path: Optional[str] = None,
+    batch_size: int = 8,
+) -> dict[float, dict[str, Measure]]:
+    """
+    Run tasks of lm-evaluation-harness at several strengths.
+
+    Args:
+        model (`nn.Module`): a model with an active DSO adapter; its strength is restored afterwards.
+        tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
+        tasks (`Sequence[str]`): names of the harness's tasks.
+        strengths (`Sequence[float]`): the strengths.
+        limit (`int`, *optional*): documents per task, for a quick look.
+        include_path (`str`, *optional*): folder with task files of one's own.
+        batch_size (`int`, defaults to 8): documents per batch.
+
+    Returns:
+        `dict[float, dict[str, Measure]]`: by strength and `"task/metric"`, with the harness's own standard error.
+
+    Raises:
+        ImportError: lm-evaluation-harness is missing.
+        ValueError: no task is given, or the harness does not know one.
+    """
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ImportError(
+            "General ability is measured by lm-evaluation-harness. Install it with: pip install 'peft_dso[harness]'"
+        ) from error
+    manager = TaskManager(include_path=include_path)
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown or not tasks:
+        raise ValueError(f"lm-evaluation-harness knows no task {unknown[0]!r}." if unknown else "No task is given.")
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    found: dict[float, dict[str, Measure]] = {}
+    for strength in strengths:
+        with steering_strength(model, strength):
+            results = lm_eval.simple_evaluate(
+                wrapped, tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=1000
+            )
+        found[strength] = {}
+        for task, values in results["results"].items():
+            n = results.get("n-samples", {}).get(task, {}).get("effective", 0)
+            for key, value in values.items():
+                metric, _, kind = key.partition(",")
+                if isinstance(value, (int, float)) and kind and not metric.endswith("_stderr"):
+                    spread = values.get(f"{metric}_stderr,{kind}")
+                    spread = float(spread) if isinstance(spread, (int, float)) else float("nan")
+                    found[strength][f"{task}/{metric}"] = Measure(float(value), spread, int(n))
+    return found
+
+
+def format_tasks(results: dict[float, dict[str, Measure]]) -> str:
+    """The results of [`evaluate_tasks`] as text: one line per strength."""
+    keys = list(dict.fromkeys(key for measures in results.values() for key in measures))
+    lines = [["strength", *keys]]
+    for strength, measures in results.items():
+        lines.append([f"{strength:g}", *(f"{measures[key]}" if key in measures else "-" for key in keys)])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
