@@ -179,7 +179,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _card(options: argparse.Namespace) -> int:
-    from .export import save_card
+    from .export import push_adapter, save_card
 
     path = save_card(
         options.adapter,
@@ -189,6 +189,12 @@ def _card(options: argparse.Namespace) -> int:
         trained_on=options.trained_on,
     )
     _say(f"Wrote {path}")
+    if options.push:
+        if not options.repo_id:
+            raise ValueError("--push needs --repo-id USER/NAME.")
+        _say(
+            push_adapter(options.adapter, options.repo_id, private=options.private or None, revision=options.revision)
+        )
     return 0
 
 
@@ -296,8 +302,8 @@ def _parser() -> argparse.ArgumentParser:
 
     card = commands.add_parser(
         "card",
-        help="write the model card of an adapter",
-        description="Write README.md beside an adapter, with what a sweep measured of it.",
+        help="write the model card of an adapter, and push it",
+        description="Write README.md beside an adapter, with what a sweep measured of it; with --push, upload it all.",
         epilog="example: peft-dso card adapter --report report --license apache-2.0 --repo-id user/adapter",
     )
     card.add_argument("adapter", help="folder of the adapter")
@@ -305,6 +311,9 @@ def _parser() -> argparse.ArgumentParser:
     card.add_argument("--repo-id", help="USER/NAME on the Hub")
     card.add_argument("--license", help="SPDX name, lower case")
     card.add_argument("--trained-on", help="a sentence on the training questions")
+    card.add_argument("--push", action="store_true", help="upload the folder to --repo-id on the Hub")
+    card.add_argument("--private", action="store_true", help="with --push: a new repository is private")
+    card.add_argument("--revision", help="with --push: the branch")
     card.set_defaults(run=_card)
 
     inspect = commands.add_parser(

@@ -1,17 +1,33 @@
 """The sweep, the report and the plots."""
 
+import csv
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from models import build, tiny_questions, tiny_tokenizer
 from peft import get_peft_model
+from PIL import Image
 from test_trainer import RIGHT, leaning
 
 from peft_dso import DSOConfig, get_steering_strength
-from peft_dso.evaluation import Report, format_table, load_report, save_report, sweep
-from peft_dso.evaluation.plots import plot_sweep
+from peft_dso.answers import read_answer
+from peft_dso.evaluation import (
+    Report,
+    calibrate_strength,
+    format_table,
+    generate_texts,
+    load_report,
+    save_csv,
+    save_report,
+    summarize,
+    sweep,
+)
+from peft_dso.evaluation.plots import plot_occupations, plot_report, plot_sites, plot_sweep
+from peft_dso.inspect import read_adapter
+from peft_dso.scoring import encode_row
 
 
 STRENGTHS = (0.0, 0.5, 1.0)
@@ -130,3 +146,142 @@ def test_wrong_calls(model):
         sweep(model, tokenizer, {"a": tiny_questions()}, (float("nan"),))
     with pytest.raises(ValueError, match="no DSO adapter"):
         sweep(build("llama"), tokenizer, {"a": tiny_questions()})
+
+
+def test_groups_of_other_names(model):
+    rows = [{**row, "meanings": ["old", "young"] if "who" in row["prompt"] else ["young", "old"]}
+            for row in tiny_questions()]  # fmt: skip
+    result = sweep(model, tiny_tokenizer(), {"a": rows}, (1.0,)).sets["a"][0]
+    assert "gap" not in result.measures and result.measures["bias"].value >= 0
+    by_hand_shares = {}
+    for row in rows:
+        answers, _, _ = by_hand(model, row, 1.0)
+        by_hand_shares.setdefault(row["occupation"], []).append(
+            float(answers[row["meanings"].index("old")] / answers.sum())
+        )
+    expected = sum(abs(2 * sum(x) / len(x) - 1) for x in by_hand_shares.values()) / len(by_hand_shares)
+    assert result.measures["bias"].value == pytest.approx(expected, abs=1e-4)
+
+
+def test_position_accuracy_gap_and_bound(model):
+    rows = [{**row, "first": 0} for row in tiny_questions()]
+    rows += [{**row, "right": right} for row in RIGHT for right in (0, 1)]
+    results = sweep(model, tiny_tokenizer(), {"a": rows}, (0.0, 1.0)).sets["a"]
+    base, steered = results
+    expected = []
+    for row in tiny_questions():
+        answers, _, _ = by_hand(model, row, 1.0)
+        expected.append(float(2 * answers[0] / answers.sum() - 1))
+    assert steered.measures["position"].value == pytest.approx(sum(expected) / len(expected), abs=1e-4)
+    # " he" is pro in RIGHT, so that always saying he is right for pro only.
+    picks = [int(by_hand(model, row, 1.0)[0].argmax()) for row in RIGHT]
+    gap = sum(p == 0 for p in picks) / len(picks) - sum(p == 1 for p in picks) / len(picks)
+    assert steered.measures["accuracy_gap"].value == pytest.approx(gap)
+    assert base.measures["accuracy_change"].value == 0 and base.accuracy_bound == 0
+    kl = steered.measures["kl_unambiguous"].value
+    assert steered.accuracy_bound == pytest.approx(0.5 * math.sqrt(2 * kl))
+    change = steered.measures["accuracy"].value - base.measures["accuracy"].value
+    assert steered.measures["accuracy_change"].value == pytest.approx(change)
+    assert abs(change) <= steered.accuracy_bound
+    assert "accuracy change (bound)" in format_table(results)
+
+
+def test_answers_in_text(model):
+    """What is read is what the model writes greedily."""
+    rows, tokenizer = tiny_questions() + RIGHT, tiny_tokenizer()
+    texts = generate_texts(model, tokenizer, [encode_row(tokenizer, row) for row in rows], max_new_tokens=3)
+    for row, text in zip(rows, texts):
+        ids = tokenizer(row["prompt"], return_tensors="pt")
+        written = model.generate(**ids, do_sample=False, max_new_tokens=3)[0, ids["input_ids"].shape[1] :]
+        assert tokenizer.decode(written, skip_special_tokens=True) == text
+    result = sweep(model, tokenizer, {"a": rows}, (0.7,), answers="text", max_new_tokens=3).sets["a"][0]
+    given = [read_answer(text, row["answers"]) for row, text in zip(rows, texts)]
+    none = [g is None for g, row in zip(given, rows) if row["right"] is None]
+    assert result.measures["abstention"].value == sum(none) / len(none)
+    right = [g == row["right"] for g, row in zip(given, rows) if row["right"] is not None]
+    assert result.measures["accuracy"].value == sum(right) / len(right)
+    assert "kl" not in result.measures
+    with pytest.raises(ValueError, match="answers='guess'"):
+        sweep(model, tokenizer, {"a": rows}, (0.7,), answers="guess")
+
+
+def test_nobody_answered():
+    rows = tiny_questions()
+    nothing = np.full((len(rows), 2), -np.inf)
+    result = summarize(rows, nothing, 1.0)
+    assert math.isnan(result.measures["bias"].value) and math.isnan(result.measures["gap"].value)
+    assert result.measures["abstention"].value == 1
+    unambiguous = summarize(RIGHT, np.full((len(RIGHT), 2), -np.inf), 1.0)
+    assert unambiguous.measures["accuracy"].value == 0 and unambiguous.measures["right"].value == 0
+
+
+def test_one_sample_and_one_group():
+    row = tiny_questions()[0]
+    result = summarize([row], np.log([[0.7, 0.2]]), 1.0)
+    assert result.measures["bias"].value == pytest.approx(5 / 9) and math.isnan(result.measures["bias"].standard_error)
+    same = [{**row, "meanings": ["pro", "pro"]}]
+    assert summarize(same, np.log([[0.7, 0.2]]), 1.0).measures["bias"].value == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["max_kl", "min_accuracy", "max_bias"])
+def test_calibration(name):
+    """The strength found meets the budget, and a little beyond it the budget is not met."""
+    rows, tokenizer = tiny_questions() + RIGHT, tiny_tokenizer()
+    key = {"max_kl": "kl", "min_accuracy": "accuracy", "max_bias": "bias"}[name]
+    for seed in range(40):  # an adapter at random, but one that does what costs and helps
+        base_model = leaning()
+        torch.manual_seed(seed)
+        model = get_peft_model(base_model, DSOConfig(init_weights=False, steering_strength=0.7)).eval()
+        base, steered = (r.measures[key].value for r in sweep(model, tokenizer, {"a": rows}, (0.0, 1.0)).sets["a"])
+        if steered > base if name == "max_kl" else steered < base - 0.05:
+            break
+    else:
+        raise AssertionError("no seed gives such an adapter")
+    middle = (base + steered) / 2
+    found = calibrate_strength(model, tokenizer, rows, **{name: middle}, tolerance=0.005)
+    side = -0.005 if name == "max_bias" else 0.005
+    beyond = sweep(model, tokenizer, {"a": rows}, (found.strength + side,)).sets["a"][0].measures[key].value
+    reached = found.result.measures[key].value
+    if name == "min_accuracy":
+        assert reached >= middle > beyond
+    else:
+        assert reached <= middle < beyond
+    assert found.result.strength == found.strength and found.base.strength == 0 < found.strength < 1
+    assert get_steering_strength(model) == pytest.approx(0.7)
+
+
+def test_calibration_that_cannot_be(model):
+    rows, tokenizer = tiny_questions(), tiny_tokenizer()
+    for budget, message in (
+        ({}, "exactly one"),
+        ({"max_kl": 1, "max_bias": 1}, "exactly one"),
+        ({"max_kl": float("nan")}, "finite"),
+        ({"min_accuracy": 0.5}, "no unambiguous question"),
+        ({"max_bias": -1.0}, "No strength in"),
+        ({"max_kl": 1, "highest": 0}, "above 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            calibrate_strength(model, tokenizer, rows, **budget)
+    assert calibrate_strength(model, tokenizer, rows, max_kl=1e9).strength == 1
+    assert calibrate_strength(model, tokenizer, rows, max_bias=2.0).strength == 0
+
+
+def test_csv_and_all_pictures(report, model, tmp_path):
+    save_csv(report, tmp_path / "report.csv")
+    with open(tmp_path / "report.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    (line,) = [x for x in lines if (x["set"], x["strength"], x["measure"]) == ("test", "0.5", "bias")]
+    assert float(line["value"]) == report.sets["test"][1].measures["bias"].value
+    written = plot_report(report, tmp_path)
+    assert [p.name for p in written] == ["sweep.png", "pareto.png", "occupations.png"]
+    model.save_pretrained(tmp_path / "adapter")
+    plot_sites(read_adapter(tmp_path / "adapter")[1], tmp_path / "sites.png")
+    for path in (*written, tmp_path / "sites.png"):
+        picture = Image.open(path)
+        assert picture.width > 500 and len(picture.convert("L").getcolors()) > 20
+    only = Report({"a": report.sets["open"]})
+    assert [p.name for p in plot_report(only, tmp_path)] == ["sweep.png", "occupations.png"]
+    with pytest.raises(ValueError, match="no set"):
+        plot_occupations(report, tmp_path / "x.png", "nothing")
+    with pytest.raises(ValueError, match="no site"):
+        plot_sites({}, tmp_path / "x.png")

@@ -27,11 +27,24 @@ def edit(folder, change):
     tensors = load_file(folder / "adapter_model.safetensors")
     change(tensors)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    edit_config(folder, weights_sha256=None)  # as somebody would who changes the file on purpose
 
 
 def edit_config(folder, **changes):
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_changed_file_is_refused(folder):
+    """A flipped byte may well give finite numbers of the right shape."""
+    path = folder / "adapter_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="sha256 differs"):
+        PeftModel.from_pretrained(build("llama"), folder)
+    edit_config(folder, weights_sha256=None)
+    PeftModel.from_pretrained(build("llama"), folder)
 
 
 CHANGES = {

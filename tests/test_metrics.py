@@ -102,5 +102,47 @@ def test_theorem_2():
 
 
 def test_a_measure_reads_well():
-    assert f"{metrics.Measure(0.12345, 0.01, 3)}" == "0.123 ± 0.010"
-    assert f"{metrics.Measure(0.12345, 0.01, 3):.1f}" == "0.1 ± 0.0"
+    assert f"{metrics.metrics.Measure(0.12345, 0.01, 3)}" == "0.123 ± 0.010"
+    assert f"{metrics.metrics.Measure(0.12345, 0.01, 3):.1f}" == "0.1 ± 0.0"
+
+
+def test_the_corrected_bias_is_nothing_at_the_floor_and_the_bias_far_above_it():
+    assert metrics.corrected_bias(metrics.Measure(0.1, 0.01, 5), 0.1).value == 0
+    assert metrics.corrected_bias(metrics.Measure(0.05, 0.01, 5), 0.1).value == 0
+    assert metrics.corrected_bias(metrics.Measure(0.5, 0.01, 5), 0.3).value == pytest.approx(0.4)
+    assert metrics.corrected_bias(metrics.Measure(0.5, 0.01, 5), 0.3).standard_error == pytest.approx(0.0125)
+    assert math.isnan(metrics.corrected_bias(metrics.Measure(0.5, 0.01, 5), math.nan).value)
+
+
+def test_the_corrected_bias_of_a_fair_coin_is_near_nothing():
+    rng = np.random.default_rng(0)
+    picked = rng.integers(2, size=400)
+    shares = np.stack([picked, 1 - picked], 1).astype(float)
+    names, pairs = [f"o{i % 20}" for i in range(400)], [str(i) for i in range(400)]
+    raw = metrics.per_occupation_bias(shares, names, pairs)
+    floor = metrics.noise_floor(shares, names, pairs)
+    corrected = metrics.corrected_bias(raw, floor)
+    assert raw.value > 0.1 and corrected.value < 2 * corrected.standard_error
+
+
+def test_the_noise_floor_for_four_groups():
+    rng = np.random.default_rng(1)
+    picked = np.eye(4)[rng.integers(4, size=800)]
+    names, pairs = [f"o{i % 10}" for i in range(800)], [str(i) for i in range(800)]
+    shown = metrics.per_occupation_bias(picked, names, pairs).value
+    assert metrics.noise_floor(picked, names, pairs) == pytest.approx(shown, rel=0.25)
+
+
+def test_position_preference():
+    assert metrics.position_preference([1.0, 1.0], [2, 2], ["a", "b"]).value == 1
+    assert metrics.position_preference([0.5, 0.5], [2, 2], ["a", "b"]).value == 0
+    assert metrics.position_preference([1 / 3, 1 / 3], [3, 3], ["a", "b"]).value == pytest.approx(0)
+    assert metrics.position_preference([0.0, math.nan], [2, 2], ["a", "b"]).value == -1
+    assert math.isnan(metrics.position_preference([math.nan], [2], ["a"]).value)
+
+
+def test_difference():
+    m = metrics.difference([1, 1, 0, 1], [True, True, False, False], list("abcd"))
+    assert m.value == 0.5 and m.n == 4 and m.standard_error > 0
+    for one in ([True, True], [False, False]):
+        assert math.isnan(metrics.difference([1, 0], one, ["a", "b"]).value)

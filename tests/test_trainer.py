@@ -487,7 +487,8 @@ def test_answers_that_share_their_first_token(tmp_path):
     "wrong",
     [
         {"rollouts": "both"}, {"training_strength": "two"}, {"questions_per_occupation": 3}, {"max_kl": 0},
-        {"decoding_temperatures": [0.0]}, {"decoding_temperatures": []}, {"l1_until": 2}, {"l1_coef": -1}, {"beta": -1}, {"num_iterations": 2},
+        {"decoding_temperatures": [0.0]}, {"decoding_temperatures": []}, {"l1_until": 2},
+        {"l1_coef": -1}, {"beta": -1}, {"num_iterations": 2},
         {"questions_per_occupation": 0}, {"warm_start": True, "reward_memory": 0.0},
     ],
 )  # fmt: skip

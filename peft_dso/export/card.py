@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from ..evaluation import Report, format_table, load_report
 from ..inspect import REPORT, read_adapter
@@ -16,6 +16,7 @@ from ..penalties import sparsity
 
 
 PICTURE = "sweep.png"
+PUBLISHED = ["*.safetensors", "*.json", "*.md", "*.png"]  # what may leave for the Hub
 _NAMES = {
     "bias": "Per-occupation bias (probabilities)",
     "bias_first_choice": "Per-occupation bias (first choices)",
@@ -199,3 +200,46 @@ def save_card(folder: str | os.PathLike[str], report: str | os.PathLike[str] | N
     card = model_card(target, measured, picture=(target / PICTURE).is_file(), **options)
     card.save(target / "README.md")
     return target / "README.md"
+
+
+def push_adapter(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: Optional[bool] = None,
+    revision: Optional[str] = None,
+    token: Optional[str] = None,
+    commit_message: str = "Upload DSO adapter",
+) -> str:
+    """
+    Upload the folder of an adapter, with its card, report and picture. `model.push_to_hub` uploads the adapter too,
+    but with transformers' empty card; a card that is on the Hub already is kept by it.
+
+    Args:
+        folder (`str`): with the adapter; nothing but safetensors, JSON, Markdown and PNG files leaves it.
+        repo_id (`str`): `USER/NAME`; made if it does not exist.
+        private (`bool`, *optional*): whether a new repository is private.
+        revision (`str`, *optional*): branch; made if it does not exist.
+        token (`str`, *optional*): default the stored one.
+        commit_message (`str`): of the commit.
+
+    Returns:
+        `str`: address of the commit.
+
+    Raises:
+        ValueError: the folder holds no DSO adapter.
+    """
+    read_adapter(folder)
+    api = HfApi(token=token)
+    name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None:
+        api.create_branch(name, branch=revision, exist_ok=True)
+    commit = api.upload_folder(
+        repo_id=name,
+        folder_path=Path(folder),
+        revision=revision,
+        commit_message=commit_message,
+        allow_patterns=PUBLISHED,
+        ignore_patterns=["_*", "checkpoint-*"],
+    )
+    return str(commit.commit_url)

@@ -106,6 +106,9 @@ class DSOTrainerConfig(RLOOConfig):
     num_generations: Optional[int] = field(default=8, metadata={"help": "Sampled answers per question."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade compute for memory."})
     beta: float = field(default=0.1, metadata={"help": "The KL's multiplier at the start."})
+    hub_strategy: str = field(
+        default="end", metadata={"help": "When to push: only at the end, since checkpoints hold pickles."}
+    )
 
     def __post_init__(self) -> None:
         if self.rollouts not in ("enumerate", "sample"):
@@ -129,6 +132,11 @@ class DSOTrainerConfig(RLOOConfig):
         for name in ("kl_rate", "retain_coef", "l1_coef", "beta"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: at least 0.")
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise ValueError(
+                f"hub_strategy={self.hub_strategy!r} would push the pickles of a checkpoint. Use 'end', which pushes "
+                "the adapter alone."
+            )
         if self.rollouts == "enumerate":
             # Nothing is generated: each step has a batch of its own, and no answer is drawn several times.
             self.steps_per_generation, self.generation_batch_size, self.num_generations = 1, None, 2

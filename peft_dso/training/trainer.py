@@ -8,20 +8,25 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Optional
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
+from huggingface_hub import HfApi, ModelCard
 from pandas import DataFrame
 from peft import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 from trl import RLOOTrainer
 
+from ..export import PUBLISHED, save_card
 from ..penalties import kl_divergence, soft_threshold_, sparsity, updated_multiplier
 from ..questions import check_questions
 from ..rewards import FairnessReward, group_rewards, imbalance, occupation_shares, occupation_weights
@@ -454,6 +459,75 @@ class DSOTrainer(RLOOTrainer):
                 "is missing or broken. Resume from an earlier one."
             )
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save(self, output_dir: Optional[str] = None, state_dict: Any = None) -> None:
+        """As TRL's, without the pickle of the arguments: what is saved can be published as it is."""
+        super()._save(output_dir, state_dict)
+        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """
+        As TRL's, with the text of `peft_dso.export.model_card`: how to load and steer the adapter, what it was trained
+        on, and what was measured of it (nothing, unless a report lies in the output folder). TRL's tags stay.
+        """
+        super().create_model_card(*args, **kwargs)
+        folder = Path(self.args.output_dir)
+        if not self.is_world_process_zero() or not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+            return
+        tags = ModelCard.load(folder / "README.md").data.get("tags") or []
+        trained_on = (
+            f"{len(self.train_dataset)} questions about {len(set(self.train_dataset['occupation']))} occupations "
+            f"(groups: {', '.join(self.groups)}), {self.state.global_step} steps."
+        )
+        if self.retain_rows:
+            trained_on += f" On {len(self.retain_rows)} more it was held to the base model's answers."
+        path = save_card(folder, repo_id=self.hub_model_id, trained_on=trained_on)
+        card = ModelCard.load(path)
+        card.data["tags"] = sorted({*tags, *(card.data.get("tags") or [])})
+        card.save(path)
+
+    def push_to_hub(
+        self,
+        commit_message: Optional[str] = "End of training",
+        blocking: bool = True,
+        token: Optional[str] = None,
+        revision: Optional[str] = None,
+        private: Optional[bool] = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Save the adapter with its card and upload it to `args.hub_model_id`. Unlike the parent's, nothing but
+        safetensors, JSON, Markdown and PNG files leaves the folder.
+
+        Args:
+            commit_message (`str`, defaults to `"End of training"`): of the commit.
+            blocking (`bool`, defaults to `True`): wait for the upload.
+            token (`str`, *optional*): default `args.hub_token`, or the stored one.
+            revision (`str`, *optional*): branch; default `args.hub_revision`, or main.
+            private (`bool`, *optional*): whether to make a new repository private; default `args.hub_private_repo`.
+            **kwargs: for `create_model_card`.
+
+        Returns:
+            `CommitInfo`: the commit, or a `Future` of it if not `blocking`.
+        """
+        token = token if token is not None else self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**{"model_name": str(self.hub_model_id).rpartition("/")[2], **kwargs})
+        upload: Any = HfApi().upload_folder  # its overloads want the value of run_as_future to be known
+        return upload(
+            repo_id=self.hub_model_id,
+            folder_path=self.args.output_dir,
+            commit_message=commit_message,
+            token=token,
+            run_as_future=not blocking,
+            allow_patterns=PUBLISHED,
+            ignore_patterns=["_*", "checkpoint-*"],
+            revision=revision if revision is not None else self.args.hub_revision,
+        )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.state.stateful_callbacks[STATE_KEY] = {
