@@ -10,7 +10,7 @@ import torch
 from models import build, tiny_questions, tiny_tokenizer
 from peft import get_peft_model
 from PIL import Image
-from test_trainer import RIGHT, leaning
+from test_trainer import RIGHT, leaning, trainer
 
 from peft_dso import DSOConfig, get_steering_strength
 from peft_dso.answers import read_answer
@@ -223,20 +223,28 @@ def test_one_sample_and_one_group():
     assert summarize(same, np.log([[0.7, 0.2]]), 1.0).measures["bias"].value == pytest.approx(1)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """An adapter that lowers the bias, at a cost."""
+    rows = tiny_questions(frames=("The {o} said that",))
+    settings = dict(max_steps=60, questions_per_occupation=1, abstain_reward=None, max_kl=None, beta=0.0)
+    job = trainer(tmp_path_factory.mktemp("trained"), rows=rows, **settings)
+    job.train()
+    job.model.set_steering_strength(0.7)
+    return job.model.eval()
+
+
 @pytest.mark.parametrize("name", ["max_kl", "min_accuracy", "max_bias"])
-def test_calibration(name):
+def test_calibration(trained, name):
     """The strength found meets the budget, and a little beyond it the budget is not met."""
-    rows, tokenizer = tiny_questions() + RIGHT, tiny_tokenizer()
+    model, tokenizer = trained, tiny_tokenizer()
     key = {"max_kl": "kl", "min_accuracy": "accuracy", "max_bias": "bias"}[name]
-    for seed in range(40):  # an adapter at random, but one that does what costs and helps
-        base_model = leaning()
-        torch.manual_seed(seed)
-        model = get_peft_model(base_model, DSOConfig(init_weights=False, steering_strength=0.7)).eval()
-        base, steered = (r.measures[key].value for r in sweep(model, tokenizer, {"a": rows}, (0.0, 1.0)).sets["a"])
-        if steered > base if name == "max_kl" else steered < base - 0.05:
-            break
-    else:
-        raise AssertionError("no seed gives such an adapter")
+    # What the base says is called right, so that a fairer model is the less accurate one.
+    asked = tiny_questions(frames=("The {o} said that",))
+    rows = asked + [{**row, "right": int(by_hand(model, row, 0.0)[0].argmax())} for row in asked]
+    model.set_steering_strength(0.7)
+    base, steered = (r.measures[key].value for r in sweep(model, tokenizer, {"a": rows}, (0.0, 1.0)).sets["a"])
+    assert steered > base if name == "max_kl" else steered < base
     middle = (base + steered) / 2
     found = calibrate_strength(model, tokenizer, rows, **{name: middle}, tolerance=0.005)
     side = -0.005 if name == "max_bias" else 0.005
