@@ -111,7 +111,7 @@ def _sweep(options: argparse.Namespace) -> int:
     model, processor = load_steered(options.model, options.adapter, options.dtype)
     if rows:
         description = {
-            "model": options.model,
+            "model": Path(options.model).name if os.path.isdir(options.model) else options.model,
             "adapter": Path(options.adapter).name if os.path.isdir(options.adapter) else options.adapter,
             "questions": ", ".join(Path(source).name for source in options.questions),
             "number of questions": len(rows),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional
 
+import torch
 from trl import RLOOConfig
 
 
@@ -137,6 +138,10 @@ class DSOTrainerConfig(RLOOConfig):
                 f"hub_strategy={self.hub_strategy!r} would push the pickles of a checkpoint. Use 'end', which pushes "
                 "the adapter alone."
             )
+        if not self.use_cpu and not torch.accelerator.is_available():
+            self.use_cpu = True  # where there is nothing else; TRL's defaults would refuse
+        if self.use_cpu and self.bf16 is None:
+            self.bf16 = False
         if self.rollouts == "enumerate":
             # Nothing is generated: each step has a batch of its own, and no answer is drawn several times.
             self.steps_per_generation, self.generation_batch_size, self.num_generations = 1, None, 2

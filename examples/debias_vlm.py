@@ -1,0 +1,342 @@
+"""
+Debias a vision-language model: who is the doctor in the picture?
+
+    pip install "peft_dso[train,eval]"
+    python examples/debias_vlm.py --out outputs/debias_vlm
+
+No pretrained vision-language model comes with a PyPI package, so this example makes its own, small one, and plants a
+stereotype of known size in it. The pictures, the model and the bias are made for the demonstration; the commands for
+real models are in examples/README.md and go the same way.
+
+1. Draw pictures of two people side by side. Clothes and tool show the occupation, hair the gender, its colour the age.
+2. Train a small LLaVA (real architecture, real processor) from scratch to answer "Who is the doctor, A or B?". Where
+   both are doctors, the answers it is shown follow the planted stereotype.
+3. Debias it on 600 ambiguous pairs, steering the language backbone only, by enumeration and by sampling; and once more
+   for gender and age together (four intersections).
+4. Sweep the strength, also on questions asked in other ways (hiring, reference), and draw the plots.
+
+Every stage is kept in --out and skipped the next time. Expect under ten minutes on two cores, and a bias that falls to
+a fifth or less while the unambiguous accuracy stays.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from PIL import Image, ImageDraw
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
+from tqdm.auto import tqdm
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from peft_dso import DSOConfig, DSOTrainer, DSOTrainerConfig
+from peft_dso.evaluation import format_table, save_report, sweep
+from peft_dso.evaluation.plots import plot_report
+from peft_dso.questions import QUESTION_KINDS, Occupation, image_pair_questions
+from peft_dso.scoring import encode_row, pictured_inputs
+
+
+SIDE, PATCH = 48, 6  # of a picture of two people, in pixels
+# Colour of the clothes and shape of the tool; share of women (percent) as planted.
+LOOKS = {
+    "doctor": ((235, 240, 245), "cross", 20),
+    "nurse": ((120, 200, 190), "cross", 90),
+    "farmer": ((110, 140, 50), "fork", 15),
+    "teacher": ((170, 90, 160), "book", 85),
+    "mechanic": ((60, 80, 140), "wrench", 10),
+    "librarian": ((190, 150, 90), "book", 80),
+    "chef": ((250, 250, 210), "fork", 25),
+    "cleaner": ((90, 170, 230), "broom", 88),
+    "guard": ((40, 40, 60), "wrench", 18),
+    "secretary": ((220, 110, 110), "pen", 95),
+    "writer": ((130, 100, 70), "pen", 70),
+    "painter": ((230, 160, 60), "broom", 30),
+}
+OCCUPATIONS = [Occupation(name, share) for name, (_, _, share) in LOOKS.items()]
+# Log-odds of answering with a person of the stereotype's gender, and with an old person, over another one.
+PLANTED_GENDER, PLANTED_AGE = 1.5, 0.8
+PLANTED_BIAS = 2 / (1 + math.exp(-PLANTED_GENDER)) - 1
+
+
+def draw_person(occupation: str, gender: str, age: str, rng: random.Random) -> Image.Image:
+    """One person, half as wide as high, with small differences from picture to picture."""
+    w, h = SIDE // 2, SIDE
+    light = rng.randint(-14, 14)
+
+    def shade(colour: tuple[int, int, int]) -> tuple[int, ...]:
+        return tuple(max(0, min(255, c + light + rng.randint(-6, 6))) for c in colour)
+
+    picture = Image.new("RGB", (w, h), shade((150, 160, 170)))
+    pen = ImageDraw.Draw(picture)
+    clothes, tool, _ = LOOKS[occupation]
+    x, y = w // 2 + rng.randint(-2, 2), 14 + rng.randint(-2, 2)
+    hair = shade((210, 210, 215) if age == "old" else (70, 40, 25))
+    skin = shade(rng.choice(((240, 205, 175), (200, 150, 110), (120, 80, 55))))
+    if gender == "female":  # long hair behind the head
+        pen.rectangle((x - 7, y - 6, x + 7, y + 11), fill=hair)
+    pen.rectangle((x - 8, y + 8, x + 8, h), fill=shade(clothes))
+    pen.ellipse((x - 5, y - 6, x + 5, y + 6), fill=skin)
+    pen.pieslice((x - 6, y - 8, x + 6, y + 3), 180, 360, fill=hair)
+    tx, ty, dark = x + rng.randint(-1, 1), y + 20, shade((30, 30, 30))
+    if tool == "cross":
+        pen.rectangle((tx - 1, ty - 4, tx + 1, ty + 4), fill=shade((220, 30, 30)))
+        pen.rectangle((tx - 4, ty - 1, tx + 4, ty + 1), fill=shade((220, 30, 30)))
+    elif tool == "fork":
+        for dx in (-3, 0, 3):
+            pen.line((tx + dx, ty - 5, tx + dx, ty), fill=dark)
+        pen.line((tx, ty, tx, ty + 6), fill=dark)
+    elif tool == "book":
+        pen.rectangle((tx - 4, ty - 3, tx + 4, ty + 3), fill=shade((150, 30, 40)))
+        pen.line((tx, ty - 3, tx, ty + 3), fill=shade((240, 240, 240)))
+    elif tool == "wrench":
+        pen.ellipse((tx - 3, ty - 5, tx + 3, ty + 1), outline=dark, width=2)
+        pen.line((tx, ty + 1, tx, ty + 7), fill=dark, width=2)
+    elif tool == "broom":
+        pen.line((tx + 6, ty - 8, tx + 6, ty + 6), fill=dark)
+        pen.rectangle((tx + 3, ty + 6, tx + 8, ty + 9), fill=shade((240, 220, 80)))
+    else:
+        pen.line((tx - 4, ty + 4, tx + 4, ty - 4), fill=shade((20, 40, 200)), width=2)
+    return picture
+
+
+def draw_people(per_kind: int, seed: int) -> list[dict]:
+    """A dataset with the columns image, occupation, gender and age: `per_kind` pictures of each kind of person."""
+    rng = random.Random(seed)
+    return [
+        {"image": draw_person(name, gender, age, rng), "occupation": name, "gender": gender, "age": age}
+        for _ in range(per_kind)
+        for name in LOOKS
+        for gender in ("male", "female")
+        for age in ("old", "young")
+    ]
+
+
+def pairs(people: list[dict], seed: int, count: int, ambiguous: bool, **more) -> list[dict]:
+    """Questions about two people in one picture; groups are intersections of gender and age, named like female/old."""
+    return image_pair_questions(
+        people, OCCUPATIONS, ambiguous=ambiguous, count=count, one_picture=True, seed=seed,
+        **{"attributes": ("gender", "age"), **more},
+    )  # fmt: skip
+
+
+def by_gender(rows: list[dict]) -> list[dict]:
+    """Those questions whose people differ in gender, with the meanings pro and anti."""
+    majority = {o.name: o.majority for o in OCCUPATIONS}
+    kept = []
+    for row in rows:
+        genders = [meaning.split("/")[0] for meaning in row["meanings"]]
+        if genders[0] != genders[1] or row["right"] is not None:
+            meanings = ["pro" if g == majority[row["occupation"]] else "anti" for g in genders]
+            kept.append({**row, "meanings": meanings})
+    return kept
+
+
+def planted(row: dict, rng: random.Random) -> int:
+    """The answer that the base model is shown: the right one, or one drawn from the planted stereotype."""
+    if row["right"] is not None:
+        return row["right"]
+    majority = next(o.majority for o in OCCUPATIONS if o.name == row["occupation"])
+    scores = []
+    for meaning in row["meanings"]:
+        gender, age = meaning.split("/")
+        scores.append(PLANTED_GENDER * (gender == majority) + PLANTED_AGE * (age == "old"))
+    return int(rng.random() < 1 / (1 + math.exp(scores[0] - scores[1])))
+
+
+def make_processor() -> LlavaProcessor:
+    """LLaVA's processor with a tokenizer that knows the words of the questions."""
+    texts = [t.format(o="", an="a an", where="The picture shows person A on the left and person B on the right.")
+             for t in QUESTION_KINDS.values()]  # fmt: skip
+    words = dict.fromkeys(" ".join([*texts, *LOOKS, "USER: ASSISTANT:"]).replace(",", " , ").replace(".", " . ")
+                          .replace("?", " ? ").replace(":", " : ").split())  # fmt: skip
+    vocabulary = ["<pad>", "<s>", "</s>", "<unk>", "<image>", *words]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary)}, "<unk>"))
+    tokenizer.pre_tokenizer = Sequence([WhitespaceSplit(), Split("<image>", "isolated"), Split_punctuation()])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        additional_special_tokens=["<image>"], padding_side="left",
+    )  # fmt: skip
+    template = (
+        "{% for message in messages %}{{ message['role'] | upper }}: {% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
+    )
+    size = {"height": SIDE, "width": SIDE}
+    images = CLIPImageProcessorPil(size=size, do_center_crop=False, crop_size=size)
+    return LlavaProcessor(
+        images, fast, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=template,
+    )  # fmt: skip
+
+
+def Split_punctuation():
+    from tokenizers import Regex
+
+    return Split(Regex(r"[,.?:]"), "isolated")
+
+
+def make_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
+    torch.manual_seed(0)
+    tokens = processor.tokenizer
+    config = LlavaConfig(
+        text_config=LlamaConfig(
+            vocab_size=len(tokens), hidden_size=128, intermediate_size=256, num_hidden_layers=4,
+            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256, pad_token_id=0,
+            bos_token_id=1, eos_token_id=2,
+        ),
+        vision_config=CLIPVisionConfig(
+            hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, image_size=SIDE,
+            patch_size=PATCH, projection_dim=128,
+        ),
+        image_token_id=tokens.convert_tokens_to_ids("<image>"),
+        vision_feature_select_strategy="default",
+        vision_feature_layer=-1,
+    )  # fmt: skip
+    return LlavaForConditionalGeneration(config)
+
+
+def train_base(out: Path, steps: int, batch: int = 64) -> None:
+    """Stage 2: learn to see, and learn the planted stereotype."""
+    processor = make_processor()
+    model = make_model(processor)
+    people = draw_people(6, seed=1)
+    rng = random.Random(0)
+    kinds = list(QUESTION_KINDS)
+    rows = []
+    for number, kind in enumerate(kinds):
+        rows += pairs(people, 10 + number, 4000, ambiguous=False, kind=kind)
+        rows += pairs(people, 20 + number, 1440, ambiguous=True, kind=kind)
+    letters = [processor.tokenizer.convert_tokens_to_ids(letter) for letter in ("A", "B")]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=steps, pct_start=0.1)
+    model.train()
+    bar = tqdm(range(steps), desc="Training the base model")
+    for step in bar:
+        chosen = rng.sample(rows, batch)
+        encoded = [encode_row(processor, row) for row in chosen]
+        inputs = pictured_inputs(processor, encoded)
+        target = torch.tensor([letters[planted(row, rng)] for row in chosen])
+        logits = model(**inputs, logits_to_keep=1).logits[:, -1]
+        loss = torch.nn.functional.cross_entropy(logits, target)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    model.eval().save_pretrained(out)
+    processor.save_pretrained(out)
+
+
+def load(folder: Path):
+    return LlavaForConditionalGeneration.from_pretrained(folder).eval(), LlavaProcessor.from_pretrained(folder)
+
+
+def debias(base: Path, out: Path, rows: list[dict], **settings) -> None:
+    """Stage 3: an adapter on 600 ambiguous pairs; unambiguous pairs hold what the model can do."""
+    model, processor = load(base)
+    trainer = DSOTrainer(
+        model=model,
+        args=DSOTrainerConfig(
+            str(out / "trainer"), abstain_reward=None, report_to=[], save_strategy="no", logging_steps=5, bf16=False,
+            use_cpu=not torch.cuda.is_available(), **settings,
+        ),
+        train_dataset=rows,
+        processing_class=processor,
+        peft_config=DSOConfig(task_type="CAUSAL_LM"),
+    )  # fmt: skip
+    trainer.train()
+    trainer.model.save_pretrained(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/debias_vlm"))
+    parser.add_argument("--base-steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=40)
+    options = parser.parse_args()
+    out = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+
+    strip = [draw_person(name, g, a, random.Random(0)) for name, g, a in
+             (("doctor", "male", "young"), ("nurse", "female", "old"), ("farmer", "female", "young"),
+              ("mechanic", "male", "old"), ("teacher", "female", "young"), ("chef", "male", "young"))]  # fmt: skip
+    sheet = Image.new("RGB", (len(strip) * SIDE // 2, SIDE))
+    for number, picture in enumerate(strip):
+        sheet.paste(picture, (number * SIDE // 2, 0))
+    sheet.resize((sheet.width * 4, sheet.height * 4), Image.Resampling.NEAREST).save(out / "people.png")
+
+    if not (out / "base" / "config.json").is_file():
+        train_base(out / "base", options.base_steps)
+    base_seconds = time.monotonic() - begin
+
+    # Other pictures than those the base model has seen, and others again for the measurement.
+    train_people, test_people = draw_people(4, seed=2), draw_people(3, seed=3)
+    ambiguous = by_gender(pairs(train_people, 30, 900, ambiguous=True))[:600]
+    unambiguous = by_gender(pairs(train_people, 31, 264, ambiguous=False))
+    test = {
+        kind: by_gender(pairs(test_people, 40, 432, ambiguous=True, kind=kind))
+        + by_gender(pairs(test_people, 41, 264, ambiguous=False, kind=kind))
+        for kind in QUESTION_KINDS
+    }
+    four_train = pairs(train_people, 32, 600, ambiguous=True) + pairs(train_people, 33, 264, ambiguous=False)
+    four_test = {
+        "gender x age": pairs(test_people, 42, 864, ambiguous=True) + pairs(test_people, 43, 264, ambiguous=False)
+    }
+    common = {
+        "max_steps": options.steps, "learning_rate": 5e-3, "questions_per_occupation": 12, "max_kl": None, "beta": 0.0,
+        "per_device_train_batch_size": 144, "retain_batch_size": 48, "reward_smoothing": 0.3,
+    }  # fmt: skip
+    sampled = {
+        **common, "rollouts": "sample", "questions_per_occupation": 3, "per_device_train_batch_size": 288,
+        "num_generations": 8, "max_completion_length": 1, "steps_per_generation": 1, "reward_memory": 0.5,
+    }  # fmt: skip
+    runs = {
+        "enumerate": (ambiguous + unambiguous, test, common),
+        "sample": (ambiguous + unambiguous, {"identify": test["identify"]}, sampled),
+        "intersections": (four_train, four_test, common),
+    }
+    summary = {"planted_bias": PLANTED_BIAS}
+    for name, (rows, sets, settings) in runs.items():
+        folder = out / name
+        start = time.monotonic()
+        if not (folder / "adapter_config.json").is_file():
+            print(f"\nDebiasing: {name}, {sum(row['right'] is None for row in rows)} ambiguous pairs", flush=True)
+            debias(out / "base", folder, rows, **settings)
+        model, processor = load(out / "base")
+        steered = PeftModel.from_pretrained(model, folder).eval()
+        report = sweep(steered, processor, sets, (0, 0.25, 0.5, 0.75, 1), progress=True, batch_tokens=4096,
+                       description={"model": "a small LLaVA made for this example", "adapter": name})  # fmt: skip
+        save_report(report, folder / "report.json")
+        plot_report(report, folder)
+        for title, results in report.sets.items():
+            print(f"\n{name}: {title}\n{format_table(results)}")
+            first, last = results[0].measures, results[-1].measures
+            summary[f"{name}/{title}"] = {
+                "bias": [round(first["bias"].value, 4), round(last["bias"].value, 4)],
+                "accuracy": [round(first["accuracy"].value, 4), round(last["accuracy"].value, 4)],
+            }
+        summary[f"{name}/seconds"] = round(time.monotonic() - start, 1)
+    summary["seconds"] = {"base": round(base_seconds, 1), "all": round(time.monotonic() - begin, 1)}
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"\n{json.dumps(summary, indent=2)}\nThe model and its bias are made for the demonstration.")
+
+
+if __name__ == "__main__":
+    main()

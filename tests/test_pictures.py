@@ -1,0 +1,171 @@
+"""Questions with pictures, through the real processor classes, on tiny vision-language models."""
+
+import pytest
+import torch
+from models import build, tiny_tokenizer
+from peft import get_peft_model
+from PIL import Image
+from vision import KINDS, build_vision, picture_questions
+
+from peft_dso import DSOConfig, DSOLayer, DSOTrainer, DSOTrainerConfig
+from peft_dso.evaluation import sweep
+from peft_dso.scoring import encode_question, encode_row, score, score_batch
+
+
+TEXT_ROW = {
+    "prompt": [{"role": "user", "content": "Who is the nurse, A or B?"}],
+    "occupation": "nurse",
+    "answers": ["A", "B"],
+    "meanings": ["pro", "anti"],
+    "right": None,
+}
+
+
+def loud(name):
+    """Models whose pictures show in their answers."""
+    model, processor = build_vision(name)
+    for parameter in model.parameters():
+        parameter.data *= 6 if parameter.dim() >= 2 else 1
+    return model, processor
+
+
+@torch.no_grad()
+def by_hand(model, processor, row):
+    """log Pr[answer | prompt], a row at a time and without padding, straight through the processor."""
+    images = list(row.get("images") or [])
+    content = [{"type": "image"} for _ in images] + [{"type": "text", "text": row["prompt"][0]["content"]}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    more = {"images": [images]} if images else {}
+    inputs = dict(processor(text=[text], return_tensors="pt", add_special_tokens=False, **more))
+    values = []
+    for answer in row["answers"]:
+        total, step = 0.0, {**inputs}
+        for token in processor.tokenizer(answer, add_special_tokens=False)["input_ids"]:
+            logits = model(**step, use_cache=False).logits[0, -1]
+            total += float(logits.double().log_softmax(-1)[token])
+            tail = {"input_ids": token, "attention_mask": 1}
+            step = {
+                key: torch.cat([value, torch.full((1, 1), tail.get(key, 0))], 1)
+                if value.shape == inputs["input_ids"].shape or key in tail or key.endswith("token_type_ids")
+                else value
+                for key, value in step.items()
+            }
+        values.append(total)
+    return values
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_scores_of_a_mixed_batch_are_those_of_single_rows(name):
+    """One and two pictures a row, of different sizes, and a row of text among them; answers of one and two tokens."""
+    model, processor = loud(name)
+    rows = picture_questions() + picture_questions(one_picture=True)[:3] + [TEXT_ROW]
+    rows[2] = {**rows[2], "answers": ["A . B", "B", "A ."]}
+    rows.insert(1, TEXT_ROW)
+    encoded = [encode_row(processor, row) for row in rows]
+    expected = [by_hand(model, processor, row) for row in rows]
+    with torch.no_grad():
+        together = score_batch(model, encoded, packed=False)
+    for place, values in enumerate(expected):
+        got = together.answers[place, : len(values)].double()
+        torch.testing.assert_close(got, torch.tensor(values, dtype=torch.float64), rtol=1e-3, atol=1e-3)
+        assert (together.answers[place, len(values) :] == -torch.inf).all()
+    seen = {}
+    for numbers, scores in score(model, encoded, batch_tokens=200):
+        seen.update(zip(numbers, scores.answers))
+    for place, values in enumerate(expected):
+        assert seen[place][: len(values)].tolist() == pytest.approx(values, abs=1e-3)
+    assert len({round(v[0], 4) for v in expected}) > 4  # the pictures show
+
+
+@pytest.mark.parametrize("rollouts", ["enumerate", "sample"])
+@pytest.mark.parametrize("name", KINDS)
+def test_training_steers_the_language_backbone_alone(tmp_path, name, rollouts):
+    model, processor = loud(name)
+    before = {n: p.clone() for n, p in model.state_dict().items()}
+    rows = picture_questions(one_picture=True) if rollouts == "sample" else picture_questions() + [TEXT_ROW]
+    job = DSOTrainer(
+        model=model,
+        args=DSOTrainerConfig(
+            str(tmp_path), max_steps=2, per_device_train_batch_size=8, questions_per_occupation=2, report_to=[],
+            rollouts=rollouts, num_generations=2, max_completion_length=2, retain_batch_size=2, learning_rate=1e-2,
+            save_strategy="no", use_cpu=True, bf16=False, disable_tqdm=True, logging_steps=1,
+        ),
+        train_dataset=rows + picture_questions(ambiguous=False),
+        processing_class=processor,
+    )  # fmt: skip
+    steered = [n for n, m in job.model.named_modules() if isinstance(m, DSOLayer)]
+    assert steered and not any("vision" in n or "visual" in n for n in steered)
+    start = {n: p.clone() for n, p in job.model.named_parameters() if p.requires_grad}
+    job.train()
+    end = dict(job.model.named_parameters())
+    assert all("dso_affine" in n for n in start) and any(not torch.equal(start[n], end[n]) for n in start)
+    after = {
+        n.removeprefix("base_model.model.").replace(".base_layer", ""): p
+        for n, p in job.model.state_dict().items()
+        if "dso_affine" not in n
+    }
+    assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
+    logged = {key for entry in job.state.log_history for key in entry}
+    assert {"per_occupation_bias", "kl", "retain_kl"} <= logged
+
+
+def test_enumerated_training_makes_it_fair(tmp_path):
+    model, processor = loud("llava")
+    rows = picture_questions(count=16)
+
+    def bias(model):
+        return sweep(model, processor, {"a": rows}, (1.0,)).sets["a"][0].measures["bias"].value
+
+    job = DSOTrainer(
+        model=model,
+        args=DSOTrainerConfig(
+            str(tmp_path), max_steps=40, per_device_train_batch_size=16, questions_per_occupation=8, report_to=[],
+            learning_rate=2e-2, save_strategy="no", use_cpu=True, bf16=False, disable_tqdm=True, max_kl=None, beta=0.0,
+            abstain_reward=None,
+        ),
+        train_dataset=rows,
+        processing_class=processor,
+    )  # fmt: skip
+    start = bias(job.model)
+    job.train()
+    assert start > 0.01 and bias(job.model) < start / 3
+
+
+def test_a_sweep_on_pictures_also_in_words():
+    model, processor = loud("llava")
+    steered = get_peft_model(model, DSOConfig(init_weights=False, task_type="CAUSAL_LM")).eval()
+    rows = picture_questions() + picture_questions(ambiguous=False) + [TEXT_ROW]
+    result = sweep(steered, processor, {"a": rows}, (0.0, 1.0)).sets["a"]
+    assert result[0].measures["kl"].value == 0 and result[1].measures["kl"].value > 0
+    assert {"bias", "position", "accuracy"} <= result[1].measures.keys()
+    words = sweep(steered, processor, {"a": rows}, (1.0,), answers="text", max_new_tokens=2).sets["a"][0]
+    assert 0 <= words.measures["abstention"].value <= 1
+
+
+def test_what_cannot_be_read_is_refused(tmp_path):
+    model, processor = build_vision("llava")
+    row = picture_questions()[0]
+    with pytest.raises(ValueError, match="Picture 1 of the prompt"):
+        encode_row(processor, {**row, "images": [row["images"][0], None]})
+    with pytest.raises(ValueError, match="reads text only"):
+        encode_row(processor.tokenizer, row)
+    with pytest.raises(ValueError, match="must be a list of messages"):
+        encode_question(processor, "Who?", ["A", "B"], row["images"])
+    structured = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Who?"}]}]
+    with pytest.raises(ValueError, match="1 places for pictures and the row 2"):
+        encode_question(processor, structured, ["A", "B"], row["images"])
+    processor.chat_template = processor.tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        encode_row(processor, row)
+
+    def train(model, processor, rows):
+        args = DSOTrainerConfig(str(tmp_path), report_to=[], use_cpu=True, bf16=False, max_steps=1)
+        return DSOTrainer(model, args, rows, processing_class=processor)
+
+    _, processor = build_vision("llava")
+    with pytest.raises(ValueError, match="no image token"):
+        train(build("llama"), tiny_tokenizer(), picture_questions())
+    with pytest.raises(ValueError, match="picture 0 is missing"):
+        train(model, processor, [{**r, "images": [None, *r["images"]]} for r in picture_questions()])
+    with pytest.raises(ValueError, match="both image and images"):
+        train(model, processor, [{**r, "image": Image.new("RGB", (2, 2))} for r in picture_questions()])
