@@ -5,8 +5,9 @@ Questions per second: this package's scoring against lm-evaluation-harness, on t
     python benchmarks/evaluation_speed.py [--questions 600] [--rounds 3]
 
 Both give log Pr[answer | prompt] for two answers per question on SmolLM2-135M-Instruct in float32; the harness with
-the batch size (of 1 to 64) that is its fastest here. They take turns; reported are the medians, and the largest difference
-of the log-probabilities. Two sets: the pronoun task, whose prompts begin alike, and co-reference, whose do less.
+the batch size (of 1 to 64) that is its fastest here. They take turns; reported are the medians, and the largest
+difference of the log-probabilities. Two sets: the pronoun task, whose prompts begin alike, and co-reference, whose do
+less.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ from peft_dso.questions import QUESTION_KINDS, Occupation, image_pair_questions
 from peft_dso.scoring import encode_row, pictured_inputs
 
 
-SIDE, PATCH = 48, 6  # of a picture of two people, in pixels
+SIDE, PATCH = 48, 8  # of a picture of two people, in pixels
 # Colour of the clothes and shape of the tool; share of women (percent) as planted.
 LOOKS = {
     "doctor": ((235, 240, 245), "cross", 20),
@@ -194,12 +194,12 @@ def make_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     tokens = processor.tokenizer
     config = LlavaConfig(
         text_config=LlamaConfig(
-            vocab_size=len(tokens), hidden_size=128, intermediate_size=256, num_hidden_layers=4,
+            vocab_size=len(tokens), hidden_size=128, intermediate_size=256, num_hidden_layers=3,
             num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256, pad_token_id=0,
             bos_token_id=1, eos_token_id=2,
         ),
         vision_config=CLIPVisionConfig(
-            hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, image_size=SIDE,
+            hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, image_size=SIDE,
             patch_size=PATCH, projection_dim=128,
         ),
         image_token_id=tokens.convert_tokens_to_ids("<image>"),

@@ -8,6 +8,7 @@ is read off is what each prompt alone would give.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -420,6 +421,13 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int = 0) -> tuple[torch.T
     return input_ids, attention_mask
 
 
+def _keeps_logits(model: Any) -> bool:
+    """Whether the model's forward can be told to compute the last logits only."""
+    model = getattr(model, "module", model)  # of a wrapper for several devices
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
 def score_pictured(model: nn.Module, questions: Sequence[PicturedQuestion]) -> Scores:
     """
     The same as [`score_plain`] for questions with pictures: one row per question, and one more for each answer of
@@ -447,7 +455,9 @@ def score_pictured(model: nn.Module, questions: Sequence[PicturedQuestion]) -> S
         for key, value in inputs.items()
         if isinstance(value, torch.Tensor)
     }
-    log_probs = model(**inputs, use_cache=False).logits[:, shape[1] - 1 :].float().log_softmax(-1)
+    if _keeps_logits(model):  # a large vocabulary at every token of a picture would be most of the memory
+        inputs["logits_to_keep"] = longest + 1
+    log_probs = model(**inputs, use_cache=False).logits[:, -longest - 1 :].float().log_softmax(-1)
     row_of = {row: index for index, row in enumerate(rows)}
     widest = max(len(q.answers) for q in questions)
     answers = log_probs.new_full((len(questions), widest), -torch.inf)

@@ -1,5 +1,8 @@
 """Questions with pictures, through the real processor classes, on tiny vision-language models."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 from models import build, tiny_tokenizer
@@ -9,6 +12,7 @@ from vision import KINDS, build_vision, picture_questions
 
 from peft_dso import DSOConfig, DSOLayer, DSOTrainer, DSOTrainerConfig
 from peft_dso.evaluation import sweep
+from peft_dso.questions import social_counterfactuals
 from peft_dso.scoring import encode_question, encode_row, score, score_batch
 
 
@@ -169,3 +173,29 @@ def test_what_cannot_be_read_is_refused(tmp_path):
         train(model, processor, [{**r, "images": [None, *r["images"]]} for r in picture_questions()])
     with pytest.raises(ValueError, match="both image and images"):
         train(model, processor, [{**r, "image": Image.new("RGB", (2, 2))} for r in picture_questions()])
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3"])
+def test_the_way_of_the_real_models(tmp_path, name):
+    """examples/social_counterfactuals.py on tiny models of its two architectures, on rows of the dataset's form."""
+    path = Path(__file__).parents[1] / "examples" / "social_counterfactuals.py"
+    spec = importlib.util.spec_from_file_location("social_counterfactuals_example", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    dataset = [
+        {"image": Image.new("RGB", (16 + 4 * k, 24), (90 * i, 90 * j, 20 * k)), "counterfactual_set": f"{i}_{k}",
+         "caption": f"A photo of a tall {gender} {occupation}", "a1_type": "physical", "a1": "tall",
+         "a2_type": "gender", "a2": gender}
+        for k in range(4)
+        for i, occupation in enumerate(("nurse", "driver", "wizard"))
+        for j, gender in enumerate(("male", "female"))
+    ]  # fmt: skip
+    model, processor = loud(name)
+    report = example.run(
+        model, processor, list(social_counterfactuals(dataset)), tmp_path, pairs=8, max_steps=2,
+        per_device_train_batch_size=4, questions_per_occupation=2, retain_batch_size=2, logging_steps=1,
+        gradient_checkpointing=True, disable_tqdm=True,
+    )  # fmt: skip
+    (results,) = report.sets.values()
+    assert len(results) == 6 and {"bias", "accuracy", "kl"} <= results[-1].measures.keys()
+    assert (tmp_path / "adapter_model.safetensors").is_file() and (tmp_path / "sweep.png").is_file()

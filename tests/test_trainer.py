@@ -149,7 +149,7 @@ def loss_gradient(job, rows, **inputs):
     return torch.cat([p.grad.flatten() for p in job.model.parameters() if p.requires_grad]).clone()
 
 
-def by_hand_gradient(model, rows, beta):
+def by_hand_gradient(model, rows, beta, temperatures=(1.0,), share=0.0):
     """-E[r] + beta KL with one forward pass per prompt, the rewards held fixed; abstaining costs 1."""
     tokenizer = tiny_tokenizer()
     model.zero_grad()
@@ -163,24 +163,31 @@ def by_hand_gradient(model, rows, beta):
         answers = log_p.exp()[[tokenizer(a)["input_ids"][0] for a in row["answers"]]]
         p.append(answers if row["meanings"][0] == "pro" else answers.flip(0))  # pro, anti
     p = torch.stack(p)
-    reward = 0.0
-    for occupation in {row["occupation"] for row in rows}:
-        mine = torch.tensor([row["occupation"] == occupation for row in rows])
-        lean = p[mine].detach().sum(0)
-        sign = (lean[0] - lean[1]) / lean.sum()
-        r = torch.stack([-(sign / 0.1).clamp(-1, 1), (sign / 0.1).clamp(-1, 1)])
-        reward = reward + ((p[mine] * r).sum(-1) - (1 - p[mine].sum(-1))).sum() / len(rows)
+    reward = -(1 - p.sum(-1)).mean()
+    for temperature in temperatures:
+        sharp = p ** (1 / temperature)
+        sharp = p.sum(-1, keepdim=True) * sharp / sharp.sum(-1, keepdim=True)
+        for occupation in {row["occupation"] for row in rows}:
+            mine = torch.tensor([row["occupation"] == occupation for row in rows])
+            lean = sharp[mine].detach().sum(0)
+            sign = (lean[0] - lean[1]) / lean.sum()
+            own = (sharp[mine, 0] - sharp[mine, 1]).detach() / sharp[mine].sum(-1).detach()
+            pro = -(1 - share) * (sign / 0.1).clamp(-1, 1) - share * (own / 0.1).clamp(-1, 1)
+            r = torch.stack([pro, -pro], 1)
+            reward = reward + (sharp[mine] * r).sum() / len(rows) / len(temperatures)
     (-reward + beta * kl).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]).clone()
 
 
-def test_the_enumerated_gradient_is_that_of_the_objective(tmp_path):
+@pytest.mark.parametrize(("temperatures", "share"), [([1.0], 0.0), ([1.0, 0.4], 0.0), ([1.0], 0.7)])
+def test_the_enumerated_gradient_is_that_of_the_objective(tmp_path, temperatures, share):
     model = get_peft_model(leaning(), DSOConfig(init_weights=False, task_type="CAUSAL_LM"))
     rows = tiny_questions()
-    job = trainer(tmp_path, model, rows=rows, beta=0.3)
+    job = trainer(tmp_path, model, rows=rows, beta=0.3, decoding_temperatures=temperatures, question_share=share)
     job._step = 0
     got = loss_gradient(job, rows)
-    torch.testing.assert_close(got, by_hand_gradient(job.model, rows, 0.3), rtol=1e-3, atol=1e-6)
+    expected = by_hand_gradient(job.model, rows, 0.3, temperatures, share)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -221,7 +228,7 @@ def test_sampling_estimates_the_enumerated_gradient(tmp_path):
         {},
         {"gradient_accumulation_steps": 2},
         {"rollouts": "sample", "num_generations": 2},
-        {"l1_coef": 0.2, "l1_until": 0.5},
+        {"l1_coef": 0.2, "l1_until": 0.5, "decoding_temperatures": [1.0, 0.3]},
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, changes):
@@ -241,6 +248,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, changes):
     part.train(resume_from_checkpoint=True)
     assert same(vectors(part.model), vectors(whole.model))
     assert part.beta == whole.beta and part.fairness_reward.counts == whole.fairness_reward.counts
+    assert [r.counts for r in part.temperature_rewards] == [r.counts for r in whole.temperature_rewards]
     fresh = trainer(tmp_path / "fresh", **{**settings, "max_steps": 3})
     fresh.train()
     assert not same(vectors(fresh.model), vectors(whole.model))
@@ -465,7 +473,7 @@ def test_two_processes_do_what_one_does(tmp_path):
         ([{**r, "answers": [" he", " "]} for r in tiny_questions()], "answers must be"),
         ([{**r, "answers": [" he", "he "]} for r in tiny_questions()], "the same"),
         ([{**r, "right": 7} for r in tiny_questions()], "right"),
-        ([{**r, "image": "a.png"} for r in tiny_questions()], "rollouts='sample'"),
+        ([{**r, "image": "a.png"} for r in tiny_questions()], "must be a list of messages"),
     ],
 )
 def test_bad_data_is_refused_before_the_first_step(tmp_path, rows, message):
@@ -487,7 +495,7 @@ def test_answers_that_share_their_first_token(tmp_path):
     "wrong",
     [
         {"rollouts": "both"}, {"training_strength": "two"}, {"questions_per_occupation": 3}, {"max_kl": 0},
-        {"decoding_temperatures": [0.0]}, {"decoding_temperatures": []}, {"l1_until": 2},
+        {"decoding_temperatures": [0.0]}, {"decoding_temperatures": []}, {"question_share": 2}, {"l1_until": 2},
         {"l1_coef": -1}, {"beta": -1}, {"num_iterations": 2},
         {"questions_per_occupation": 0}, {"warm_start": True, "reward_memory": 0.0},
     ],

@@ -34,6 +34,10 @@ class DSOTrainerConfig(RLOOConfig):
             greedy decoding shows. Only for `rollouts="enumerate"`.
         reward_memory (`float`, defaults to 0):
             Share of the earlier answers that still counts towards the majority of an occupation, in [0, 1).
+        question_share (`float`, defaults to 0):
+            Share of the reward, in [0, 1], that is taken from the imbalance of each question's own answers in place of
+            its occupation's. 0 is the paper: leans of different questions may cancel. Above 0 no single question is
+            to lean. Only for `rollouts="enumerate"`.
         warm_start (`bool`, defaults to `False`):
             Count what the model says to all training questions before the first step, so that the first majorities do
             not hang on one batch. Needs `reward_memory` above 0.
@@ -79,6 +83,9 @@ class DSOTrainerConfig(RLOOConfig):
     reward_memory: float = field(
         default=0.0, metadata={"help": "Share of earlier answers that counts towards an occupation's majority."}
     )
+    question_share: float = field(
+        default=0.0, metadata={"help": "Share of the reward taken from each question's own imbalance, in [0, 1]."}
+    )
     warm_start: bool = field(
         default=False, metadata={"help": "Count the answers to all training questions before the first step."}
     )
@@ -107,6 +114,7 @@ class DSOTrainerConfig(RLOOConfig):
     num_generations: Optional[int] = field(default=8, metadata={"help": "Sampled answers per question."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade compute for memory."})
     beta: float = field(default=0.1, metadata={"help": "The KL's multiplier at the start."})
+    use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU, also where there is an accelerator."})
     hub_strategy: str = field(
         default="end", metadata={"help": "When to push: only at the end, since checkpoints hold pickles."}
     )
@@ -124,6 +132,8 @@ class DSOTrainerConfig(RLOOConfig):
             )
         if self.max_kl is not None and not self.max_kl > 0:
             raise ValueError(f"max_kl={self.max_kl!r}: a cap above 0, or None for a fixed beta.")
+        if not 0 <= self.question_share <= 1:
+            raise ValueError(f"question_share={self.question_share!r}: a share in [0, 1].")
         if not 0 < self.l1_until <= 1:
             raise ValueError(f"l1_until={self.l1_until!r}: above 0 and at most 1.")
         if not self.decoding_temperatures or not all(0 < t <= 1 for t in self.decoding_temperatures):
@@ -138,9 +148,9 @@ class DSOTrainerConfig(RLOOConfig):
                 f"hub_strategy={self.hub_strategy!r} would push the pickles of a checkpoint. Use 'end', which pushes "
                 "the adapter alone."
             )
-        if not self.use_cpu and not torch.accelerator.is_available():
+        if not torch.accelerator.is_available():
             self.use_cpu = True  # where there is nothing else; TRL's defaults would refuse
-        if self.use_cpu and self.bf16 is None:
+        if self.use_cpu and getattr(self, "bf16", None) is None:
             self.bf16 = False
         if self.rollouts == "enumerate":
             # Nothing is generated: each step has a batch of its own, and no answer is drawn several times.

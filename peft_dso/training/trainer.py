@@ -273,6 +273,10 @@ class DSOTrainer(RLOOTrainer):
             group = self._observe(rows, p.detach(), counted)
             shares = torch.tensor([counted.shares(name) for name in names], device=p.device)
             reward = group_rewards(shares, self.args.reward_smoothing).gather(1, group)  # (questions, answers)
+            if self.args.question_share:
+                own = p.new_zeros(n, len(self.groups)).scatter_add(1, group, p.detach())
+                own = group_rewards(own / own.sum(-1, keepdim=True), self.args.reward_smoothing).gather(1, group)
+                reward = torch.lerp(reward, own, self.args.question_share)
             expected = expected + (p * reward).sum(-1) / len(self.temperature_rewards)
         if self.args.abstain_reward is not None:
             expected = expected + self.args.abstain_reward * (1 - log_p.exp().sum(-1))
