@@ -47,6 +47,7 @@ from peft_dso import DSOConfig, DSOTrainer, DSOTrainerConfig
 from peft_dso.evaluation import format_table, save_report, sweep
 from peft_dso.evaluation.plots import plot_report
 from peft_dso.questions import QUESTION_KINDS, Occupation, image_pair_questions
+from peft_dso.questions.image_pairs import side_by_side
 from peft_dso.scoring import encode_row, pictured_inputs
 
 
@@ -157,10 +158,31 @@ def planted(row: dict, rng: random.Random) -> int:
     return int(rng.random() < 1 / (1 + math.exp(scores[0] - scores[1])))
 
 
+WHERE = "The picture shows person A on the left and person B on the right."
+ATTRIBUTES = {
+    "occupation": "What is person {p}?",
+    "gender": "Is person {p} male or female?",
+    "age": "Is person {p} old or young?",
+}
+
+
+def describe_rows(people: list[dict], count: int, seed: int) -> list[dict]:
+    """Questions about one of two people, which teach the base model to see: occupation, gender, age."""
+    rng, rows = random.Random(seed), []
+    for _ in range(count):
+        two = rng.choices(people, k=2)
+        person, (attribute, question) = rng.randrange(2), rng.choice(list(ATTRIBUTES.items()))
+        text = f"{WHERE} {question.format(p='AB'[person])}"
+        picture = side_by_side(two[0]["image"], two[1]["image"])
+        rows.append({"prompt": [{"role": "user", "content": text}], "images": [picture],
+                     "answers": [two[person][attribute]]})  # fmt: skip
+    return rows
+
+
 def make_processor() -> LlavaProcessor:
     """LLaVA's processor with a tokenizer that knows the words of the questions."""
-    texts = [t.format(o="", an="a an", where="The picture shows person A on the left and person B on the right.")
-             for t in QUESTION_KINDS.values()]  # fmt: skip
+    texts = [t.format(o="", an="a an", where=WHERE) for t in QUESTION_KINDS.values()]
+    texts += [t.format(p="") for t in ATTRIBUTES.values()]
     words = dict.fromkeys(" ".join([*texts, *LOOKS, "USER: ASSISTANT:"]).replace(",", " , ").replace(".", " . ")
                           .replace("?", " ? ").replace(":", " : ").split())  # fmt: skip
     vocabulary = ["<pad>", "<s>", "</s>", "<unk>", "<image>", *words]
@@ -220,16 +242,20 @@ def train_base(out: Path, steps: int, batch: int = 64) -> None:
     for number, kind in enumerate(kinds):
         rows += pairs(people, 10 + number, 4000, ambiguous=False, kind=kind)
         rows += pairs(people, 20 + number, 1440, ambiguous=True, kind=kind)
-    letters = [processor.tokenizer.convert_tokens_to_ids(letter) for letter in ("A", "B")]
+    seeing = describe_rows(people, 6000, seed=40)
+    token = processor.tokenizer.convert_tokens_to_ids
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=steps, pct_start=0.1)
     model.train()
     bar = tqdm(range(steps), desc="Training the base model")
     for step in bar:
-        chosen = rng.sample(rows, batch)
-        encoded = [encode_row(processor, row) for row in chosen]
-        inputs = pictured_inputs(processor, encoded)
-        target = torch.tensor([letters[planted(row, rng)] for row in chosen])
+        # Seeing first, then more and more of the questions themselves.
+        part = int(batch * (0.25 + 0.5 * step / steps))
+        asked = rng.sample(rows, part)
+        chosen = asked + rng.sample(seeing, batch - part)
+        words = [row["answers"][planted(row, rng)] for row in asked] + [row["answers"][0] for row in chosen[part:]]
+        inputs = pictured_inputs(processor, [encode_row(processor, row) for row in chosen])
+        target = torch.tensor([token(word) for word in words])
         logits = model(**inputs, logits_to_keep=1).logits[:, -1]
         loss = torch.nn.functional.cross_entropy(logits, target)
         optimizer.zero_grad()
