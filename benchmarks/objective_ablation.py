@@ -35,8 +35,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "the sign": {"reward_smoothing": 0.0},
     "memory 0.5": {"reward_memory": 0.5},
     "at temperatures 1 and 0.2": {"decoding_temperatures": [1.0, 0.2]},
-    "questions, temperatures 1 and 0.2": {
+    "both, half by question": {
         "question_share": 0.5, "beta": 0.01, "decoding_temperatures": [1.0, 0.2], "retain_coef": 1.5,
+    },
+    "both, a quarter by question": {
+        "question_share": 0.25, "beta": 0.01, "decoding_temperatures": [1.0, 0.2], "retain_coef": 2.0,
     },
     "abstaining costs 1": {"abstain_reward": -1.0},
     "drawn strength": {"training_strength": "uniform"},
@@ -81,9 +84,16 @@ def main() -> None:
         m = frames.measures
         results[name] = {key: value.value for key, value in m.items()} | {"zeros": zeros, "seconds": seconds}
         options.out.write_text(json.dumps(results, indent=1) + "\n")
-        print(f"| {name} | {m['bias']} (floor {frames.noise_floor:.3f}) | {m['bias_first_choice']} "
-              f"(floor {frames.noise_floor_first_choice:.3f}) | {others.measures['bias']} | {m['accuracy'].value:.3f} | "
-              f"{m['right'].value:.3f} | {m['kl'].value:.3f} | {zeros:.2f} | {seconds:.0f} |", flush=True)  # fmt: skip
+        cells = [
+            name,
+            f"{m['bias']} (floor {frames.noise_floor:.3f})",
+            f"{m['bias_first_choice']} (floor {frames.noise_floor_first_choice:.3f})",
+            f"{others.measures['bias']}",
+            *(f"{m[key].value:.3f}" for key in ("accuracy", "right", "kl")),
+            f"{zeros:.2f}",
+            f"{seconds:.0f}",
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

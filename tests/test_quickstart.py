@@ -26,7 +26,7 @@ def real_model():
 @pytest.mark.slow
 def test_the_main_job_on_the_real_model(real_model, tmp_path, monkeypatch, capsys):
     train, test = quickstart.quickstart_questions()
-    chosen = sorted({row["occupation"] for row in train})[::4]
+    chosen = sorted({row["occupation"] for row in test[quickstart.SEEN]})[::2]
     few = [row for row in train if row["occupation"] in chosen]
     measured = [row for row in test[quickstart.SEEN] if row["occupation"] in chosen][::7]
     monkeypatch.setattr(quickstart, "quickstart_questions", lambda: (few, {quickstart.SEEN: measured}))
@@ -84,10 +84,10 @@ def test_the_questions_share_nothing():
     train, test = quickstart.quickstart_questions()
     check_questions(train, ("pro", "anti"))
     seen, held_out = test[quickstart.SEEN], test[quickstart.HELD_OUT]
-    assert {r["occupation"] for r in train} == {r["occupation"] for r in seen}
+    assert {r["occupation"] for r in seen} < {r["occupation"] for r in train}
     assert not {r["occupation"] for r in train} & {r["occupation"] for r in held_out}
     assert not {r["prompt"] for r in train} & {r["prompt"] for r in seen + held_out}
-    assert len({r["occupation"] for r in seen + held_out}) == 40
+    assert len({r["occupation"] for r in train + held_out}) == 40
 
 
 def test_inspect(tmp_path, capsys):
