@@ -228,7 +228,11 @@ def make_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
         vision_feature_select_strategy="default",
         vision_feature_layer=-1,
     )  # fmt: skip
-    return LlavaForConditionalGeneration(config)
+    model = LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # so narrow a model learns faster from larger weights
+            parameter.mul_(2.5 if parameter.dim() >= 2 else 1.0)
+    return model
 
 
 def train_base(out: Path, steps: int, batch: int = 64) -> None:
@@ -237,21 +241,22 @@ def train_base(out: Path, steps: int, batch: int = 64) -> None:
     model = make_model(processor)
     people = draw_people(6, seed=1)
     rng = random.Random(0)
-    kinds = list(QUESTION_KINDS)
-    rows = []
-    for number, kind in enumerate(kinds):
-        rows += pairs(people, 10 + number, 4000, ambiguous=False, kind=kind)
+    easy = pairs(people, 10, 4000, ambiguous=False)
+    rows = [*easy]
+    for number, kind in enumerate(QUESTION_KINDS):
+        rows += pairs(people, 11 + number, 1500, ambiguous=False, kind=kind)
         rows += pairs(people, 20 + number, 1440, ambiguous=True, kind=kind)
     seeing = describe_rows(people, 6000, seed=40)
     token = processor.tokenizer.convert_tokens_to_ids
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
     model.train()
     bar = tqdm(range(steps), desc="Training the base model")
     for step in bar:
-        # Seeing first, then more and more of the questions themselves.
-        part = int(batch * (0.25 + 0.5 * step / steps))
-        asked = rng.sample(rows, part)
+        # A curriculum: to see and to find, and only then what the stereotype is and other ways to ask.
+        begun = step > 0.5 * steps
+        part = int(batch * (0.8 if begun else 0.5))
+        asked = rng.sample(rows if begun else easy, part)
         chosen = asked + rng.sample(seeing, batch - part)
         words = [row["answers"][planted(row, rng)] for row in asked] + [row["answers"][0] for row in chosen[part:]]
         inputs = pictured_inputs(processor, [encode_row(processor, row) for row in chosen])
@@ -264,7 +269,8 @@ def train_base(out: Path, steps: int, batch: int = 64) -> None:
         optimizer.step()
         schedule.step()
         if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
+            found = (logits[:part].argmax(-1) == target[:part]).float().mean()
+            bar.set_postfix(loss=f"{loss.item():.3f}", found=f"{found.item():.2f}")
     model.eval().save_pretrained(out)
     processor.save_pretrained(out)
 
@@ -293,7 +299,7 @@ def debias(base: Path, out: Path, rows: list[dict], **settings) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/debias_vlm"))
-    parser.add_argument("--base-steps", type=int, default=900)
+    parser.add_argument("--base-steps", type=int, default=1200)
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
     out = options.out

@@ -1,0 +1,62 @@
+"""The pieces that the vision example makes itself; its stages are DSOTrainer and sweep, which have tests of their own."""
+
+import importlib.util
+import random
+from pathlib import Path
+
+import pytest
+
+from peft_dso.questions import check_questions
+from peft_dso.scoring import encode_row, pictured_inputs
+
+
+@pytest.fixture(scope="module")
+def example():
+    path = Path(__file__).parents[1] / "examples" / "debias_vlm.py"
+    spec = importlib.util.spec_from_file_location("debias_vlm_example", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_processor_knows_every_word_and_the_model_reads_the_picture(example):
+    processor = example.make_processor()
+    people = example.draw_people(1, seed=0)
+    assert len(people) == 12 * 4
+    rows = [row for kind in example.QUESTION_KINDS for row in example.pairs(people, 0, 24, True, kind=kind)]
+    rows += example.pairs(people, 0, 24, False)
+    check_questions(rows)
+    encoded = [encode_row(processor, row) for row in rows + example.describe_rows(people, 50, 0)]
+    assert not any(processor.tokenizer.unk_token_id in q.prompt for q in encoded)
+    assert all(len(answer) == 1 for q in encoded for answer in q.answers)
+    inputs = pictured_inputs(processor, encoded[:3])
+    logits = example.make_model(processor)(**inputs).logits
+    assert logits.shape[0] == 3 and logits.shape[2] == len(processor.tokenizer)
+
+
+def test_pictures_show_every_attribute(example):
+    def drawn(*who):
+        return list(example.draw_person(*who, random.Random(0)).getdata())
+
+    one = drawn("doctor", "male", "old")
+    for other in (("nurse", "male", "old"), ("doctor", "female", "old"), ("doctor", "male", "young")):
+        assert sum(a != b for a, b in zip(one, drawn(*other))) > 20
+    assert one == drawn("doctor", "male", "old")
+
+
+def test_the_planted_stereotype_has_the_size_that_is_said(example):
+    rng = random.Random(0)
+    row = {"right": None, "occupation": "nurse", "meanings": ["female/old", "male/old"]}
+    share = sum(example.planted(row, rng) == 0 for _ in range(20_000)) / 20_000
+    assert 2 * share - 1 == pytest.approx(example.PLANTED_BIAS, abs=0.02)
+    assert example.planted({**row, "right": 1}, rng) == 1
+    row["meanings"] = ["female/young", "female/young"]
+    assert sum(example.planted(row, rng) for _ in range(4000)) / 4000 == pytest.approx(0.5, abs=0.04)
+
+
+def test_questions_by_gender_keep_the_pairs_that_differ_in_it(example):
+    people = example.draw_people(1, seed=0)
+    rows = example.by_gender(example.pairs(people, 0, 144, True))
+    majority = {o.name: o.majority for o in example.OCCUPATIONS}
+    assert rows and all(sorted(r["meanings"]) == ["anti", "pro"] for r in rows)
+    assert {majority[r["occupation"]] for r in rows} == {"male", "female"}
