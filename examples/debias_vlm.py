@@ -146,16 +146,16 @@ def by_gender(rows: list[dict]) -> list[dict]:
     return kept
 
 
-def planted(row: dict, rng: random.Random) -> int:
-    """The answer that the base model is shown: the right one, or one drawn from the planted stereotype."""
+def planted(row: dict) -> float:
+    """The share of the first answer that the base model is shown: the right one, or by the planted stereotype."""
     if row["right"] is not None:
-        return row["right"]
+        return float(row["right"] == 0)
     majority = next(o.majority for o in OCCUPATIONS if o.name == row["occupation"])
     scores = []
     for meaning in row["meanings"]:
         gender, age = meaning.split("/")
         scores.append(PLANTED_GENDER * (gender == majority) + PLANTED_AGE * (age == "old"))
-    return int(rng.random() < 1 / (1 + math.exp(scores[0] - scores[1])))
+    return 1 / (1 + math.exp(scores[1] - scores[0]))
 
 
 WHERE = "The picture shows person A on the left and person B on the right."
@@ -242,10 +242,10 @@ def train_base(out: Path, steps: int, batch: int = 64) -> None:
     people = draw_people(6, seed=1)
     rng = random.Random(0)
     easy = pairs(people, 10, 4000, ambiguous=False)
-    rows = [*easy]
+    sure, unsure = [*easy], []
     for number, kind in enumerate(QUESTION_KINDS):
-        rows += pairs(people, 11 + number, 1500, ambiguous=False, kind=kind)
-        rows += pairs(people, 20 + number, 1440, ambiguous=True, kind=kind)
+        sure += pairs(people, 11 + number, 1500, ambiguous=False, kind=kind)
+        unsure += pairs(people, 20 + number, 2880, ambiguous=True, kind=kind)
     seeing = describe_rows(people, 6000, seed=40)
     token = processor.tokenizer.convert_tokens_to_ids
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
@@ -254,13 +254,18 @@ def train_base(out: Path, steps: int, batch: int = 64) -> None:
     bar = tqdm(range(steps), desc="Training the base model")
     for step in bar:
         # A curriculum: to see and to find, and only then what the stereotype is and other ways to ask.
-        begun = step > 0.5 * steps
-        part = int(batch * (0.8 if begun else 0.5))
-        asked = rng.sample(rows if begun else easy, part)
-        chosen = asked + rng.sample(seeing, batch - part)
-        words = [row["answers"][planted(row, rng)] for row in asked] + [row["answers"][0] for row in chosen[part:]]
-        inputs = pictured_inputs(processor, [encode_row(processor, row) for row in chosen])
-        target = torch.tensor([token(word) for word in words])
+        if step < 0.5 * steps:
+            asked = rng.sample(easy, batch // 2)
+        else:
+            asked = rng.sample(sure, batch // 4) + rng.sample(unsure, batch // 2)
+        seen = rng.sample(seeing, batch - len(asked))
+        inputs = pictured_inputs(processor, [encode_row(processor, row) for row in asked + seen])
+        target = torch.zeros(batch, len(processor.tokenizer))
+        for number, row in enumerate(asked):
+            first = planted(row)
+            target[number, token("A")], target[number, token("B")] = first, 1 - first
+        for number, row in enumerate(seen, len(asked)):
+            target[number, token(row["answers"][0])] = 1
         logits = model(**inputs, logits_to_keep=1).logits[:, -1]
         loss = torch.nn.functional.cross_entropy(logits, target)
         optimizer.zero_grad()
@@ -269,7 +274,8 @@ def train_base(out: Path, steps: int, batch: int = 64) -> None:
         optimizer.step()
         schedule.step()
         if step % 20 == 0:
-            found = (logits[:part].argmax(-1) == target[:part]).float().mean()
+            sure_rows = [n for n, row in enumerate(asked) if row["right"] is not None]
+            found = (logits[sure_rows].argmax(-1) == target[sure_rows].argmax(-1)).float().mean()
             bar.set_postfix(loss=f"{loss.item():.3f}", found=f"{found.item():.2f}")
     model.eval().save_pretrained(out)
     processor.save_pretrained(out)

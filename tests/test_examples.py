@@ -1,4 +1,4 @@
-"""The pieces that the vision example makes itself; its stages are DSOTrainer and sweep, which have tests of their own."""
+"""The pieces that the vision example makes itself; its stages are DSOTrainer and sweep, which have their own tests."""
 
 import importlib.util
 import random
@@ -45,13 +45,11 @@ def test_pictures_show_every_attribute(example):
 
 
 def test_the_planted_stereotype_has_the_size_that_is_said(example):
-    rng = random.Random(0)
     row = {"right": None, "occupation": "nurse", "meanings": ["female/old", "male/old"]}
-    share = sum(example.planted(row, rng) == 0 for _ in range(20_000)) / 20_000
-    assert 2 * share - 1 == pytest.approx(example.PLANTED_BIAS, abs=0.02)
-    assert example.planted({**row, "right": 1}, rng) == 1
-    row["meanings"] = ["female/young", "female/young"]
-    assert sum(example.planted(row, rng) for _ in range(4000)) / 4000 == pytest.approx(0.5, abs=0.04)
+    assert 2 * example.planted(row) - 1 == pytest.approx(example.PLANTED_BIAS)
+    assert example.planted({**row, "right": 1}) == 0 and example.planted({**row, "right": 0}) == 1
+    assert example.planted({**row, "meanings": ["female/young", "female/young"]}) == 0.5
+    assert example.planted({**row, "occupation": "guard"}) == pytest.approx(1 - example.planted(row))
 
 
 def test_questions_by_gender_keep_the_pairs_that_differ_in_it(example):
