@@ -1,7 +1,7 @@
 """
 What steering costs: prefill and cached decoding of the same model, side by side in one process.
 
-    python benchmarks/steering_overhead.py [--rounds 15] [--out outputs/steering_overhead.json]
+    python benchmarks/steering_overhead.py [--rounds 15] [--models SmolLM2-135M GPT-2] [--out outputs/overhead.json]
 
 Variants: the base; DSO at strength 0.4; DSO with one strength per row; LoRA r=8 unmerged on all linear layers; a plain
 forward hook per norm that does h + w (a h + b). The variants take turns within each round, in an order that changes
@@ -40,6 +40,9 @@ def smollm2() -> nn.Module:
 def gpt2() -> nn.Module:
     torch.manual_seed(0)
     return GPT2LMHeadModel(GPT2Config(n_layer=12, n_embd=768, n_head=12))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"SmolLM2-135M": smollm2, "GPT-2": gpt2}
 
 
 def hooked(model: nn.Module) -> nn.Module:
@@ -131,11 +134,12 @@ def measure(build: Callable[[], nn.Module], rounds: int) -> dict[str, dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     results = {}
-    for title, build in (("SmolLM2-135M", smollm2), ("GPT-2 from config", gpt2)):
-        results[title] = measure(build, options.rounds)
+    for title in options.models:
+        results[title] = measure(MODELS[title], options.rounds)
         for task, variants in results[title].items():
             print(f"\n{title}, {task} (float32, {torch.get_num_threads()} threads, torch {torch.__version__})")
             for name, row in variants.items():

@@ -164,18 +164,28 @@ ATTRIBUTES = {
     "gender": "Is person {p} male or female?",
     "age": "Is person {p} old or young?",
 }
+FIND = "Who is {value}, A or B?"
 
 
 def describe_rows(people: list[dict], count: int, seed: int) -> list[dict]:
-    """Questions about one of two people, which teach the base model to see: occupation, gender, age."""
+    """
+    Questions about two people that teach the base model to see: what one of them is (occupation, gender, age), and
+    which of them is male, female, old or young.
+    """
     rng, rows = random.Random(seed), []
-    for _ in range(count):
+    while len(rows) < count:
         two = rng.choices(people, k=2)
         person, (attribute, question) = rng.randrange(2), rng.choice(list(ATTRIBUTES.items()))
-        text = f"{WHERE} {question.format(p='AB'[person])}"
+        value = two[person][attribute]
+        if rng.random() < 0.5 and attribute != "occupation":
+            if two[0][attribute] == two[1][attribute]:
+                continue
+            text, answer = FIND.format(value=value), "AB"[person]
+        else:
+            text, answer = question.format(p="AB"[person]), value
         picture = side_by_side(two[0]["image"], two[1]["image"])
-        rows.append({"prompt": [{"role": "user", "content": text}], "images": [picture],
-                     "answers": [two[person][attribute]]})  # fmt: skip
+        rows.append({"prompt": [{"role": "user", "content": f"{WHERE} {text}"}], "images": [picture],
+                     "answers": [answer]})  # fmt: skip
     return rows
 
 
@@ -257,7 +267,7 @@ def train_base(out: Path, steps: int, batch: int = 64) -> None:
         if step < 0.5 * steps:
             asked = rng.sample(easy, batch // 2)
         else:
-            asked = rng.sample(sure, batch // 4) + rng.sample(unsure, batch // 2)
+            asked = rng.sample(sure, batch // 8) + rng.sample(unsure, batch // 2)
         seen = rng.sample(seeing, batch - len(asked))
         inputs = pictured_inputs(processor, [encode_row(processor, row) for row in asked + seen])
         target = torch.zeros(batch, len(processor.tokenizer))

@@ -5,7 +5,7 @@ Debias SmolLM2-135M-Instruct on the pronoun task and turn the knob: what `peft-d
     python examples/quickstart.py
 
 About five minutes on two cores. Expect a table with a per-occupation bias that falls from about 0.3 at strength 0 to
-about a tenth of it at strength 1, while the unambiguous accuracy stays.
+a tenth of it or less at strength 1, while the unambiguous accuracy stays.
 """
 
 import sys

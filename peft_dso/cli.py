@@ -238,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
         "quickstart",
         help="debias SmolLM2-135M-Instruct from PyPI and report it",
         description="Debias SmolLM2-135M-Instruct on the pronoun task: measure, train, save, load, sweep and report. "
-        "About four minutes on two cores.",
+        "About five minutes on two cores.",
         epilog="example: peft-dso quickstart --out quickstart-out",
     )
     quickstart.add_argument("--out", default="quickstart-out", help="folder for the adapter and the report")

@@ -96,7 +96,7 @@ def plot_pareto(report: Report, path: StrPath) -> None:
         raise ValueError("A Pareto plot needs ambiguous and unambiguous questions in one set.")
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(6, 4.4))
-    for (name, results), style in zip(both.items(), _STYLES * len(both)):
+    for place, ((name, results), style) in enumerate(zip(both.items(), _STYLES * len(both))):
         x, y = ([r.measures[key] for r in results] for key in ("bias", "accuracy"))
         axis.errorbar(
             [m.value for m in x],
@@ -108,10 +108,15 @@ def plot_pareto(report: Report, path: StrPath) -> None:
             markersize=5,
             **style,
         )
-        for number, r in enumerate(results):
-            place = (r.measures["bias"].value, r.measures["accuracy"].value)
-            above = 7 if number % 2 else -13  # in turns, so that close points can be told apart
-            axis.annotate(f"{r.strength:g}", place, textcoords="offset points", xytext=(4, above), fontsize=8)
+        for r in results:  # each set's strengths on a side of their own
+            axis.annotate(
+                f"{r.strength:g}",
+                (r.measures["bias"].value, r.measures["accuracy"].value),
+                textcoords="offset points",
+                xytext=(3, 7 if place % 2 == 0 else -13),
+                fontsize=8,
+                color=style["color"],
+            )
     axis.set_xlim(left=0)
     axis.margins(y=0.25)
     axis.set_xlabel("per-occupation bias (lower is fairer)")
@@ -194,7 +199,7 @@ def plot_sites(vectors: Mapping[str, Mapping[str, Any]], path: StrPath) -> None:
     panels: list[tuple[str, str]] = [
         ("slope", "mean |slope|"),
         ("shift", "mean |shift|"),
-        ("changed", "share changed"),
+        ("changed", "share of neurons changed"),
     ]
     panels = [p for p in panels if p[0] == "changed" or any(p[0] in v for v in vectors.values())]
     pyplot = _pyplot()
