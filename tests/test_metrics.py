@@ -102,8 +102,8 @@ def test_theorem_2():
 
 
 def test_a_measure_reads_well():
-    assert f"{metrics.metrics.Measure(0.12345, 0.01, 3)}" == "0.123 ± 0.010"
-    assert f"{metrics.metrics.Measure(0.12345, 0.01, 3):.1f}" == "0.1 ± 0.0"
+    assert f"{metrics.Measure(0.12345, 0.01, 3)}" == "0.123 ± 0.010"
+    assert f"{metrics.Measure(0.12345, 0.01, 3):.1f}" == "0.1 ± 0.0"
 
 
 def test_the_corrected_bias_is_nothing_at_the_floor_and_the_bias_far_above_it():
