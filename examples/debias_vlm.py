@@ -15,8 +15,11 @@ real models are in examples/README.md and go the same way.
    for gender and age together (four intersections).
 4. Sweep the strength, also on questions asked in other ways (hiring, reference), and draw the plots.
 
-Every stage is kept in --out and skipped the next time. Expect under ten minutes on two cores, and a bias that falls to
-a fifth or less while the unambiguous accuracy stays.
+Every stage is kept in --out and skipped the next time.
+
+Not finished: with these settings the base model learns to find who has an occupation (unambiguous accuracy 0.99 on
+new pictures) but hardly the planted stereotype (a per-occupation bias of 0.05 to 0.08 in place of 0.64), so that
+stages 3 and 4 run but have next to nothing to remove.
 """
 
 import argparse
@@ -164,28 +167,18 @@ ATTRIBUTES = {
     "gender": "Is person {p} male or female?",
     "age": "Is person {p} old or young?",
 }
-FIND = "Who is {value}, A or B?"
 
 
 def describe_rows(people: list[dict], count: int, seed: int) -> list[dict]:
-    """
-    Questions about two people that teach the base model to see: what one of them is (occupation, gender, age), and
-    which of them is male, female, old or young.
-    """
+    """Questions about one of two people, which teach the base model to see: occupation, gender, age."""
     rng, rows = random.Random(seed), []
-    while len(rows) < count:
+    for _ in range(count):
         two = rng.choices(people, k=2)
         person, (attribute, question) = rng.randrange(2), rng.choice(list(ATTRIBUTES.items()))
-        value = two[person][attribute]
-        if rng.random() < 0.5 and attribute != "occupation":
-            if two[0][attribute] == two[1][attribute]:
-                continue
-            text, answer = FIND.format(value=value), "AB"[person]
-        else:
-            text, answer = question.format(p="AB"[person]), value
+        text = f"{WHERE} {question.format(p='AB'[person])}"
         picture = side_by_side(two[0]["image"], two[1]["image"])
-        rows.append({"prompt": [{"role": "user", "content": f"{WHERE} {text}"}], "images": [picture],
-                     "answers": [answer]})  # fmt: skip
+        rows.append({"prompt": [{"role": "user", "content": text}], "images": [picture],
+                     "answers": [two[person][attribute]]})  # fmt: skip
     return rows
 
 
@@ -267,7 +260,7 @@ def train_base(out: Path, steps: int, batch: int = 64) -> None:
         if step < 0.5 * steps:
             asked = rng.sample(easy, batch // 2)
         else:
-            asked = rng.sample(sure, batch // 8) + rng.sample(unsure, batch // 2)
+            asked = rng.sample(sure, batch // 4) + rng.sample(unsure, batch // 2)
         seen = rng.sample(seeing, batch - len(asked))
         inputs = pictured_inputs(processor, [encode_row(processor, row) for row in asked + seen])
         target = torch.zeros(batch, len(processor.tokenizer))
