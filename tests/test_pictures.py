@@ -73,6 +73,9 @@ def test_scores_of_a_mixed_batch_are_those_of_single_rows(name):
         got = together.answers[place, : len(values)].double()
         torch.testing.assert_close(got, torch.tensor(values, dtype=torch.float64), rtol=1e-3, atol=1e-3)
         assert (together.answers[place, len(values) :] == -torch.inf).all()
+        # Where the answer is decided: an answer of one token is read from there.
+        (token,) = processor.tokenizer(rows[place]["answers"][1], add_special_tokens=False)["input_ids"]
+        assert float(together.decision[place, token]) == pytest.approx(values[1], abs=1e-3)
     seen = {}
     for numbers, scores in score(model, encoded, batch_tokens=200):
         seen.update(zip(numbers, scores.answers))

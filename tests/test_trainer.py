@@ -149,7 +149,7 @@ def loss_gradient(job, rows, **inputs):
     return torch.cat([p.grad.flatten() for p in job.model.parameters() if p.requires_grad]).clone()
 
 
-def by_hand_gradient(model, rows, beta, temperatures=(1.0,), share=0.0):
+def by_hand_gradient(model, rows, beta, temperatures=(1.0,), share=0.0, smoothing=0.1):
     """-E[r] + beta KL with one forward pass per prompt, the rewards held fixed; abstaining costs 1."""
     tokenizer = tiny_tokenizer()
     model.zero_grad()
@@ -172,21 +172,24 @@ def by_hand_gradient(model, rows, beta, temperatures=(1.0,), share=0.0):
             lean = sharp[mine].detach().sum(0)
             sign = (lean[0] - lean[1]) / lean.sum()
             own = (sharp[mine, 0] - sharp[mine, 1]).detach() / sharp[mine].sum(-1).detach()
-            pro = -(1 - share) * (sign / 0.1).clamp(-1, 1) - share * (own / 0.1).clamp(-1, 1)
+            pro = -(1 - share) * (sign / smoothing).clamp(-1, 1) - share * (own / smoothing).clamp(-1, 1)
             r = torch.stack([pro, -pro], 1)
             reward = reward + (sharp[mine] * r).sum() / len(rows) / len(temperatures)
     (-reward + beta * kl).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]).clone()
 
 
-@pytest.mark.parametrize(("temperatures", "share"), [([1.0], 0.0), ([1.0, 0.4], 0.0), ([1.0], 0.7)])
-def test_the_enumerated_gradient_is_that_of_the_objective(tmp_path, temperatures, share):
+@pytest.mark.parametrize(
+    ("temperatures", "share", "smoothing"), [([1.0], 0.0, 0.1), ([1.0, 0.4], 0.0, 0.1), ([1.0], 0.7, 1.5)]
+)
+def test_the_enumerated_gradient_is_that_of_the_objective(tmp_path, temperatures, share, smoothing):
     model = get_peft_model(leaning(), DSOConfig(init_weights=False, task_type="CAUSAL_LM"))
     rows = tiny_questions()
-    job = trainer(tmp_path, model, rows=rows, beta=0.3, decoding_temperatures=temperatures, question_share=share)
+    job = trainer(tmp_path, model, rows=rows, beta=0.3, decoding_temperatures=temperatures, question_share=share,
+                  reward_smoothing=smoothing)  # fmt: skip
     job._step = 0
     got = loss_gradient(job, rows)
-    expected = by_hand_gradient(job.model, rows, 0.3, temperatures, share)
+    expected = by_hand_gradient(job.model, rows, 0.3, temperatures, share, smoothing)
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-6)
 
 
