@@ -3,12 +3,11 @@
 import os
 import subprocess
 import sys
-import tarfile
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from hub_server import serve
+from sources import fetched_sources
 
 
 pytestmark = pytest.mark.slow
@@ -36,18 +35,7 @@ LEFT_OUT = (
 
 @pytest.fixture(scope="module")
 def client_sources(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hub")
-    wanted = f"huggingface_hub=={version('huggingface_hub')}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
-    fetched = subprocess.run([*command, "-q", "-d", str(folder), wanted], capture_output=True, text=True)
-    archives = list(folder.glob("*.tar.gz"))
-    if fetched.returncode or not archives:
-        pytest.skip(f"the sources of {wanted} cannot be had here")
-    with tarfile.open(archives[0]) as archive:
-        archive.extractall(folder, filter="data")
-    (root,) = (path for path in folder.glob("huggingface_hub-*") if path.is_dir())
-    (root / "tests" / "__init__.py").touch()
-    return root
+    return fetched_sources("huggingface_hub", tmp_path_factory.mktemp("hub"))
 
 
 @pytest.mark.parametrize("xet", [False, True])

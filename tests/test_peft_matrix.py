@@ -3,11 +3,10 @@
 import os
 import subprocess
 import sys
-import tarfile
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from sources import fetched_sources
 
 
 pytestmark = pytest.mark.slow
@@ -16,18 +15,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def peft_sources(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("peft")
-    wanted = f"peft=={version('peft')}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
-    fetched = subprocess.run([*command, "-q", "-d", str(folder), wanted], capture_output=True, text=True)
-    archives = list(folder.glob("peft-*.tar.gz"))
-    if fetched.returncode or not archives:
-        pytest.skip(f"the sources of {wanted} cannot be had here")
-    with tarfile.open(archives[0]) as archive:
-        archive.extractall(folder, filter="data")
-    (root,) = (path for path in folder.glob("peft-*") if path.is_dir())
-    (root / "tests" / "__init__.py").touch()
-    return root
+    return fetched_sources("peft", tmp_path_factory.mktemp("peft"))
 
 
 def test_custom_model_matrix(peft_sources):

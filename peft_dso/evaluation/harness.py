@@ -9,6 +9,7 @@ from torch import nn
 
 from ..metrics import Measure
 from ..tuner import steering_strength
+from .report import aligned
 
 
 def evaluate_tasks(
@@ -77,5 +78,4 @@ def format_tasks(results: dict[float, dict[str, Measure]]) -> str:
     lines = [["strength", *keys]]
     for strength, measures in results.items():
         lines.append([f"{strength:g}", *(f"{measures[key]}" if key in measures else "-" for key in keys)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
+    return aligned(lines)

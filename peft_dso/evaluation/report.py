@@ -27,6 +27,12 @@ COLUMNS = (
 )
 
 
+def aligned(lines: list[list[str]]) -> str:
+    """Lines of cells as text, each column flush right."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
+
+
 def format_table(results: list[StrengthResult]) -> str:
     """
     A set of results as text: one line per strength; bias, gap, position, abstention and KL on ambiguous questions,
@@ -48,8 +54,7 @@ def format_table(results: list[StrengthResult]) -> str:
             change = result.measures.get("accuracy_change")
             line.append(f"{change.value:+.3f} (±{result.accuracy_bound:.3f})" if change else "-")
         lines.append(line)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
+    return aligned(lines)
 
 
 def save_csv(report: Report, path: str | os.PathLike[str]) -> None:
