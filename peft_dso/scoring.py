@@ -410,6 +410,16 @@ def pictured_inputs(processor: Any, questions: Sequence[PicturedQuestion]) -> di
         processor.tokenizer.padding_side = side
 
 
+def on_model(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The tensors among some inputs, on the model's device, those of pictures in its dtype."""
+    device, floating = next(model.parameters()).device, _compute_dtype(model)
+    return {
+        key: value.to(device, floating if value.is_floating_point() else None)
+        for key, value in inputs.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
 def left_padded(prompts: Sequence[Sequence[int]], pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Sequences of tokens as `input_ids` and `attention_mask`, padded on the left, shape `(prompts, longest)`."""
     longest = max(map(len, prompts))
@@ -433,7 +443,6 @@ def score_pictured(model: nn.Module, questions: Sequence[PicturedQuestion]) -> S
     The same as [`score_plain`] for questions with pictures: one row per question, and one more for each answer of
     several tokens.
     """
-    device = next(model.parameters()).device
     rows: list[tuple[int, tuple[int, ...]]] = []  # question, what stands behind its prompt
     for number, q in enumerate(questions):
         rows += [(number, tokens) for tokens in dict.fromkeys([(), *(answer[:-1] for answer in q.answers)])]
@@ -449,12 +458,7 @@ def score_pictured(model: nn.Module, questions: Sequence[PicturedQuestion]) -> S
         for key, value in inputs.items():
             if isinstance(value, torch.Tensor) and value.shape == shape:
                 inputs[key] = torch.cat([value, more.get(key, torch.zeros_like(behind)).to(value.dtype)], 1)
-    floating = _compute_dtype(model)
-    inputs = {
-        key: value.to(device, floating if value.is_floating_point() else None)
-        for key, value in inputs.items()
-        if isinstance(value, torch.Tensor)
-    }
+    inputs = on_model(inputs, model)
     if _keeps_logits(model):  # a large vocabulary at every token of a picture would be most of the memory
         inputs["logits_to_keep"] = longest + 1
     log_probs = model(**inputs, use_cache=False).logits[:, -longest - 1 :].float().log_softmax(-1)

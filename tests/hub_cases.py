@@ -24,6 +24,7 @@ from safetensors.torch import load  # noqa: E402
 
 from peft_dso import DSOConfig, DSOTrainer, DSOTrainerConfig  # noqa: E402
 from peft_dso.export import push_adapter, save_card  # noqa: E402
+from peft_dso.questions import load_winobias  # noqa: E402
 
 
 XET = os.environ.get("HF_HUB_DISABLE_XET") != "1"
@@ -139,6 +140,26 @@ def test_the_trainer_pushes_what_may_leave_and_nothing_else(tmp_path):
     assert "Nothing: no sweep" in card and "8 questions about 4 occupations" in card
     assert card.index("import peft_dso") < card.index("from_pretrained") and "- trl" in card and "license" not in card
     assert same(vectors(pull("user/trained")), vectors(job.model))
+
+
+def test_questions_from_a_dataset_repository(tmp_path):
+    """At the head and at a tag: what the local file gives."""
+    api, sentence = HfApi(token=TOKEN), "1 [The nurse] called the farmer because [she] was late.\n"
+    api.create_repo("user/sentences", repo_type="dataset")
+    local = []
+    for tag, text in (("v1", sentence), ("v2", sentence + sentence.replace("late", "early"))):
+        (tmp_path / "test.txt").write_text(text)
+        local.append(load_winobias(tmp_path / "test.txt"))
+        api.upload_file(path_or_fileobj=tmp_path / "test.txt", path_in_repo="sets/test.txt",
+                        repo_id="user/sentences", repo_type="dataset")  # fmt: skip
+        api.create_tag("user/sentences", tag=tag, repo_type="dataset")
+    assert len(local[0]) == 1 and len(local[1]) == 2
+    assert load_winobias("hf://datasets/user/sentences/sets/test.txt") == local[1]
+    assert load_winobias("hf://datasets/user/sentences@v1/sets/test.txt") == local[0]
+    with pytest.raises(Exception, match="404"):
+        load_winobias("hf://datasets/user/sentences/sets/other.txt")
+    with pytest.raises(ValueError, match="not of the form hf://datasets/OWNER/NAME"):
+        load_winobias("hf://user/sentences")
 
 
 def cut(h):

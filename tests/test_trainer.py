@@ -419,52 +419,6 @@ def test_other_trainers_take_the_reward(tmp_path):
     assert any("abstention" in entry for entry in job.state.log_history)
 
 
-TWO = """
-import json, sys, torch
-sys.path.insert(0, sys.argv[3])
-from test_trainer import trainer, vectors
-size = int(sys.argv[2])
-job = trainer(sys.argv[1], max_steps=3, per_device_train_batch_size=size, retain_batch_size=size // 2,
-              reward_memory=0.5, kl_rate=0.5, use_cpu=True)
-job.train()
-assert job.accelerator.num_processes == int(sys.argv[4])
-if job.accelerator.is_main_process:
-    torch.save([vectors(job.accelerator.unwrap_model(job.model)), job.fairness_reward.counts, job.beta], sys.argv[1] +
-    "/out.pt")
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_do_what_one_does(tmp_path):
-    (tmp_path / "two.py").write_text(TWO)
-    found = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        # Not `accelerate launch --cpu --num_processes 2`, which starts one process (accelerate 1.15, without mpirun).
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        launch += ["--master_port", str(29500 + os.getpid() % 1000 + processes)]
-        arguments = [
-            str(tmp_path / "two.py"),
-            str(folder),
-            str(8 // processes),
-            str(Path(__file__).parent),
-            str(processes),
-        ]
-        run = subprocess.run(
-            [*launch, *arguments], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        assert run.returncode == 0, run.stderr[-3000:]
-        found.append(torch.load(folder / "out.pt"))
-    (one, counts_one, beta_one), (two, counts_two, beta_two) = found
-    assert beta_one == pytest.approx(beta_two, rel=1e-4)
-    assert counts_one.keys() == counts_two.keys()
-    for name in counts_one:
-        assert counts_one[name] == pytest.approx(counts_two[name], rel=1e-4)
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -10,7 +10,15 @@ import torch
 from torch import nn
 
 from ..answers import read_answer
-from ..scoring import EncodedQuestion, PicturedQuestion, encode_row, evaluating, left_padded, pictured_inputs
+from ..scoring import (
+    EncodedQuestion,
+    PicturedQuestion,
+    encode_row,
+    evaluating,
+    left_padded,
+    on_model,
+    pictured_inputs,
+)
 
 
 @torch.no_grad()
@@ -39,7 +47,6 @@ def generate_texts(
         `list[str]`: the texts, in the order of the prompts.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
-    device = next(model.parameters()).device
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     texts = [""] * len(encoded)
     kinds = (
@@ -58,12 +65,7 @@ def generate_texts(
                     inputs = dict(
                         zip(("input_ids", "attention_mask"), left_padded([encoded[n].prompt for n in batch], pad))
                     )
-                dtype = getattr(model, "dtype", torch.float32)
-                inputs = {
-                    key: value.to(device, dtype if value.is_floating_point() else None)
-                    for key, value in inputs.items()
-                    if isinstance(value, torch.Tensor)
-                }
+                inputs = on_model(inputs, model)
                 settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": pad}
                 written: Any = model.generate(**inputs, **{**settings, **generate_kwargs})  # type: ignore[operator]
                 new = written[:, inputs["input_ids"].shape[1] :]

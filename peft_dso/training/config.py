@@ -54,7 +54,7 @@ class DSOTrainerConfig(RLOOConfig):
         l1_coef (`float`, defaults to 0):
             The l1 term lambda, applied as a proximal step of size learning rate x l1_coef after each optimizer step.
             An Adam step has the size of the learning rate: at 0.3 a vector's entry stays at zero unless its gradient
-            keeps a sign about a third of the time.
+            keeps a sign about a third of the time. Refused with DeepSpeed, which would undo it.
         l1_until (`float`, defaults to 1):
             Share of the training in which the l1 step acts, in (0, 1]. Afterwards the zeros stay zero and the others
             are free of its pull (relaxed lasso, Meinshausen 2007).

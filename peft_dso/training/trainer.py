@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import DistributedType, gather_object, is_peft_model
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
 from pandas import DataFrame
@@ -160,6 +160,11 @@ class DSOTrainer(RLOOTrainer):
             peft_config=peft_config,
             **kwargs,
         )
+        if args.l1_coef > 0 and self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise ValueError(
+                f"l1_coef={args.l1_coef!r} has no effect with DeepSpeed, whose optimizer writes its own copy of the "
+                "vectors over the zeros. Set l1_coef=0 and prune(keep=...) the trained adapter, or launch without it."
+            )
         unwrapped = self.accelerator.unwrap_model(self.model)
         if "ref" in unwrapped.peft_config:
             # TRL's copy of the loaded adapter. The reference of DSO is the base model: without "ref", TRL disables the
