@@ -6,8 +6,8 @@ Questions per second: this package's scoring against lm-evaluation-harness, on t
 
 Both give log Pr[answer | prompt] for two answers per question on SmolLM2-135M-Instruct in float32; the harness with
 the batch size (of 1 to 64) that is its fastest here. They take turns; reported are the medians, and the largest
-difference of the log-probabilities. Two sets: the pronoun task, whose prompts begin alike, and co-reference, whose do
-less.
+difference of the log-probabilities. Three sets: the pronoun task, whose prompts begin alike; co-reference, whose do
+less; and co-reference as a conversation, the form that the model was tuned to, which begins with its system prompt.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ def ours(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> torch.Tensor
 
 
 def harness(wrapped: Any, rows: list[dict[str, Any]]) -> torch.Tensor:
+    def text(prompt: Any) -> str:
+        return prompt if isinstance(prompt, str) else wrapped.apply_chat_template(prompt)
+
     requests = [
-        Instance("loglikelihood", {}, (row["prompt"], answer), number)
+        Instance("loglikelihood", {}, (text(row["prompt"]), answer), number)
         for number, row in enumerate(rows)
         for answer in row["answers"]
     ]
@@ -50,7 +53,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     model, tokenizer = load_smollm2()
-    sets = {"pronouns": pronoun_questions("test"), "co-reference": coreference_questions()}
+    sets = {"pronouns": pronoun_questions("test"), "co-reference": coreference_questions(),
+            "co-reference, chat": coreference_questions(chat=True)}  # fmt: skip
     for name, rows in sets.items():
         rows = rows[: options.questions]  # as they stand: each sentence of the co-reference is charged to two people
         wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)

@@ -13,13 +13,12 @@ real models are in examples/README.md and go the same way.
    both are doctors, the answers it is shown follow the planted stereotype.
 3. Debias it on 600 ambiguous pairs, steering the language backbone only, by enumeration and by sampling; and once more
    for gender and age together (four intersections).
-4. Sweep the strength, also on questions asked in other ways (hiring, reference), and draw the plots.
+4. Sweep the strength and draw the plots.
 
-Every stage is kept in --out and skipped the next time.
+The base model learns to answer "Who is the doctor?" and no other kind of question.
 
-Not finished: with these settings the base model learns to find who has an occupation (unambiguous accuracy 0.99 on
-new pictures) but hardly the planted stereotype (a per-occupation bias of 0.05 to 0.08 in place of 0.64), so that
-stages 3 and 4 run but have next to nothing to remove.
+Every stage is kept in --out and skipped the next time. Needs torch 2.9 or newer (Muon). How long the base model takes to
+find anybody hangs on chance, and so on the machine.
 """
 
 import argparse
@@ -90,10 +89,14 @@ def draw_person(occupation: str, gender: str, age: str, rng: random.Random) -> I
     x, y = w // 2 + rng.randint(-2, 2), 14 + rng.randint(-2, 2)
     hair = shade((210, 210, 215) if age == "old" else (70, 40, 25))
     skin = shade(rng.choice(((240, 205, 175), (200, 150, 110), (120, 80, 55))))
-    if gender == "female":  # long hair behind the head
-        pen.rectangle((x - 7, y - 6, x + 7, y + 11), fill=hair)
     pen.rectangle((x - 8, y + 8, x + 8, h), fill=shade(clothes))
+    if gender == "female":  # long hair, down to the shoulders
+        length = rng.randint(13, 17)
+        pen.rectangle((x - 9, y - 6, x + 9, y + length), fill=hair)
+        pen.rectangle((x - 4, y + 6, x + 4, y + length), fill=shade(clothes))
     pen.ellipse((x - 5, y - 6, x + 5, y + 6), fill=skin)
+    if gender == "male" and rng.random() < 0.6:  # a beard
+        pen.pieslice((x - 5, y - 5, x + 5, y + 7), 10, 170, fill=hair)
     pen.pieslice((x - 6, y - 8, x + 6, y + 3), 180, 360, fill=hair)
     tx, ty, dark = x + rng.randint(-1, 1), y + 20, shade((30, 30, 30))
     if tool == "cross":
@@ -215,7 +218,7 @@ def Split_punctuation():
 
 
 def make_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     tokens = processor.tokenizer
     config = LlavaConfig(
         text_config=LlamaConfig(
@@ -238,48 +241,113 @@ def make_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     return model
 
 
-def train_base(out: Path, steps: int, batch: int = 64) -> None:
-    """Stage 2: learn to see, and learn the planted stereotype."""
-    processor = make_processor()
-    model = make_model(processor)
-    people = draw_people(6, seed=1)
-    rng = random.Random(0)
-    easy = pairs(people, 10, 4000, ambiguous=False)
-    sure, unsure = [*easy], []
-    for number, kind in enumerate(QUESTION_KINDS):
-        sure += pairs(people, 11 + number, 1500, ambiguous=False, kind=kind)
-        unsure += pairs(people, 20 + number, 2880, ambiguous=True, kind=kind)
-    seeing = describe_rows(people, 6000, seed=40)
-    token = processor.tokenizer.convert_tokens_to_ids
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
+class Optimizer:
+    """Muon for the matrices, AdamW for the rest: so small a transformer then learns to find in hundreds of steps."""
+
+    def __init__(self, model: torch.nn.Module):
+        named = [(name, p, p.dim() == 2 and "embed" not in name and "head" not in name.split(".")[0])
+                 for name, p in model.named_parameters()]  # fmt: skip
+        self.parts = [
+            torch.optim.Muon([p for _, p, matrix in named if matrix], lr=0.02, weight_decay=0.01),
+            torch.optim.AdamW([p for _, p, matrix in named if not matrix], 1e-3, betas=(0.9, 0.98), weight_decay=0.01),
+        ]
+        self.parameters = [p for _, p, _ in named]
+        self.rates = [part.param_groups[0]["lr"] for part in self.parts]
+
+    def step(self, loss: torch.Tensor, share: float) -> None:
+        """One step at this share of the learning rates."""
+        for part, rate in zip(self.parts, self.rates):
+            part.param_groups[0]["lr"] = rate * share
+            part.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for part in self.parts:
+            part.step()
+
+
+def align_vision(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, people: list[dict], steps: int
+) -> None:
+    """
+    Teach the vision tower to see, as CLIP's is taught before LLaVA gets it: what the projector makes of a person's
+    patches is to look like the words for what the person is, and what it makes of each patch like its side's letter.
+    """
+    rng, token = random.Random(0), processor.tokenizer.convert_tokens_to_ids
+    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
+    embeddings = model.get_input_embeddings()
+    parameters = [*tower.parameters(), *projector.parameters(), embeddings.weight]
+    optimizer = torch.optim.AdamW(parameters, 1e-3, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
-    model.train()
-    bar = tqdm(range(steps), desc="Training the base model")
-    for step in bar:
-        # A curriculum: to see and to find, and only then what the stereotype is and other ways to ask.
-        if step < 0.5 * steps:
-            asked = rng.sample(easy, batch // 2)
-        else:
-            asked = rng.sample(sure, batch // 4) + rng.sample(unsure, batch // 2)
-        seen = rng.sample(seeing, batch - len(asked))
-        inputs = pictured_inputs(processor, [encode_row(processor, row) for row in asked + seen])
-        target = torch.zeros(batch, len(processor.tokenizer))
-        for number, row in enumerate(asked):
-            first = planted(row)
-            target[number, token("A")], target[number, token("B")] = first, 1 - first
-        for number, row in enumerate(seen, len(asked)):
-            target[number, token(row["answers"][0])] = 1
-        logits = model(**inputs, logits_to_keep=1).logits[:, -1]
-        loss = torch.nn.functional.cross_entropy(logits, target)
+    words = {"occupation": list(LOOKS), "gender": ["male", "female"], "age": ["old", "young"]}
+    across, half = SIDE // PATCH, SIDE // PATCH // 2
+    side = (torch.arange(across) >= half).long().expand(64, across, across)
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def like(features: torch.Tensor, among: list[str]) -> torch.Tensor:
+        return features @ embeddings.weight[torch.tensor(token(among))].T
+
+    for _ in tqdm(range(steps), desc="Teaching the vision tower to see"):
+        two = [rng.choices(people, k=2) for _ in range(64)]
+        pictures = [side_by_side(a["image"], b["image"]) for a, b in two]
+        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        patches = projector(tower(pixels).last_hidden_state[:, 1:]).view(64, across, across, -1)
+        loss = 2 * cross_entropy(like(patches, ["A", "B"]).movedim(-1, 1), side)
+        for number, person in enumerate((patches[:, :, :half], patches[:, :, half:])):
+            for attribute, among in words.items():
+                target = torch.tensor([among.index(people[number][attribute]) for people in two])
+                loss = loss + cross_entropy(like(person.mean((1, 2)), among), target)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        if step % 20 == 0:
-            sure_rows = [n for n, row in enumerate(asked) if row["right"] is not None]
-            found = (logits[sure_rows].argmax(-1) == target[sure_rows].argmax(-1)).float().mean()
-            bar.set_postfix(loss=f"{loss.item():.3f}", found=f"{found.item():.2f}")
+
+
+def train_base(out: Path, most_steps: int, lean_steps: int, batch: int = 64) -> None:
+    """Stage 2: learn to see, to find, and then the planted stereotype."""
+    processor = make_processor()
+    model = make_model(processor)
+    people = draw_people(50, seed=1)  # with few, the model remembers persons in place of what they have in common
+    align_vision(model, processor, people, steps=250)
+    rng, token = random.Random(0), processor.tokenizer.convert_tokens_to_ids
+    easy = pairs(people, 10, 12000, ambiguous=False)
+    unsure = pairs(people, 20, 11520, ambiguous=True)
+    seeing = describe_rows(people, 12000, seed=40)
+    optimizer = Optimizer(model.train())
+
+    def step(asked: list[dict], share: float) -> float:
+        """One step on some questions and some descriptions; the share of right answers where there is one."""
+        rows = asked + rng.sample(seeing, batch - len(asked))
+        inputs = pictured_inputs(processor, [encode_row(processor, row) for row in rows])
+        target = torch.zeros(batch, len(processor.tokenizer))
+        for number, row in enumerate(rows):
+            if "right" in row:
+                first = planted(row)
+                target[number, token("A")], target[number, token("B")] = first, 1 - first
+            else:
+                target[number, token(row["answers"][0])] = 1
+        logits = model(**inputs, logits_to_keep=1).logits[:, -1]
+        optimizer.step(torch.nn.functional.cross_entropy(logits, target), share)
+        known = [number for number, row in enumerate(asked) if row["right"] is not None]
+        return float((logits[known].argmax(-1) == target[known].argmax(-1)).float().mean())
+
+    # A curriculum: first to describe and to find, however long that takes (nothing seems to happen until it suddenly
+    # does), and only then what the stereotype is.
+    found = 0.5
+    bar = tqdm(range(most_steps), desc="Learning to find")
+    for number in bar:
+        share = min(1.0, number / 50) if found < 0.7 else 0.4
+        found += 0.03 * (step(rng.sample(easy, 3 * batch // 4), share) - found)
+        if number % 20 == 0:
+            bar.set_postfix(found=f"{found:.2f}")
+        if found > 0.9:
+            break
+    else:
+        raise RuntimeError(f"The base model finds the right person in {found:.0%} only after {most_steps} steps.")
+    bar.close()
+    for number in tqdm(range(lean_steps), desc="Learning the stereotype"):
+        asked = rng.sample(easy, batch // 4) + rng.sample(unsure, batch // 2)
+        step(asked, 0.35 * min(1.0, number / 30, (lean_steps - number) / (0.4 * lean_steps)))
     model.eval().save_pretrained(out)
     processor.save_pretrained(out)
 
@@ -308,8 +376,9 @@ def debias(base: Path, out: Path, rows: list[dict], **settings) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/debias_vlm"))
-    parser.add_argument("--base-steps", type=int, default=1200)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--find-steps", type=int, default=1500, help="most steps until the base model finds")
+    parser.add_argument("--lean-steps", type=int, default=500, help="steps for the planted stereotype")
+    parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args()
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -324,34 +393,38 @@ def main() -> None:
     sheet.resize((sheet.width * 4, sheet.height * 4), Image.Resampling.NEAREST).save(out / "people.png")
 
     if not (out / "base" / "config.json").is_file():
-        train_base(out / "base", options.base_steps)
+        train_base(out / "base", options.find_steps, options.lean_steps)
     base_seconds = time.monotonic() - begin
 
     # Other pictures than those the base model has seen, and others again for the measurement.
     train_people, test_people = draw_people(4, seed=2), draw_people(3, seed=3)
     ambiguous = by_gender(pairs(train_people, 30, 900, ambiguous=True))[:600]
     unambiguous = by_gender(pairs(train_people, 31, 264, ambiguous=False))
-    test = {
-        kind: by_gender(pairs(test_people, 40, 432, ambiguous=True, kind=kind))
-        + by_gender(pairs(test_people, 41, 264, ambiguous=False, kind=kind))
-        for kind in QUESTION_KINDS
-    }
+    test = by_gender(pairs(test_people, 40, 432, ambiguous=True)) + by_gender(
+        pairs(test_people, 41, 264, ambiguous=False)
+    )
     four_train = pairs(train_people, 32, 600, ambiguous=True) + pairs(train_people, 33, 264, ambiguous=False)
-    four_test = {
-        "gender x age": pairs(test_people, 42, 864, ambiguous=True) + pairs(test_people, 43, 264, ambiguous=False)
-    }
-    common = {
-        "max_steps": options.steps, "learning_rate": 5e-3, "questions_per_occupation": 12, "max_kl": None, "beta": 0.0,
-        "per_device_train_batch_size": 144, "retain_batch_size": 48, "reward_smoothing": 0.3,
+    four_test = pairs(test_people, 42, 864, ambiguous=True) + pairs(test_people, 43, 264, ambiguous=False)
+    common = {"max_steps": options.steps, "max_kl": None, "beta": 0.0, "retain_batch_size": 32, "retain_coef": 0.7}
+    exact = {
+        **common, "learning_rate": 0.03, "questions_per_occupation": 8, "per_device_train_batch_size": 96,
+        "reward_smoothing": 0.1,
+        # By question for the most part: otherwise "always B" is fair too, since A is the man as often as the woman.
+        "question_share": 0.8,
     }  # fmt: skip
     sampled = {
         **common, "rollouts": "sample", "questions_per_occupation": 3, "per_device_train_batch_size": 288,
         "num_generations": 8, "max_completion_length": 1, "steps_per_generation": 1, "reward_memory": 0.5,
+        "learning_rate": 0.02, "reward_smoothing": 0.2,
     }  # fmt: skip
+    # What one sampled answer shows is counted by occupation and order, for the same reason.
+    by_order = [
+        {**row, "occupation": f"{row['occupation']}, {row['meanings'][0]} first", "pair": None} for row in ambiguous
+    ]
     runs = {
-        "enumerate": (ambiguous + unambiguous, test, common),
-        "sample": (ambiguous + unambiguous, {"identify": test["identify"]}, sampled),
-        "intersections": (four_train, four_test, common),
+        "enumerate": (ambiguous + unambiguous, {"gender": test}, exact),
+        "sample": (by_order + unambiguous, {"gender": test}, sampled),
+        "intersections": (four_train, {"gender x age": four_test}, exact),
     }
     summary = {"planted_bias": PLANTED_BIAS}
     for name, (rows, sets, settings) in runs.items():

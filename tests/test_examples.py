@@ -36,7 +36,7 @@ def test_the_processor_knows_every_word_and_the_model_reads_the_picture(example)
 
 def test_pictures_show_every_attribute(example):
     def drawn(*who):
-        return list(example.draw_person(*who, random.Random(0)).getdata())
+        return example.draw_person(*who, random.Random(0)).tobytes()
 
     one = drawn("doctor", "male", "old")
     for other in (("nurse", "male", "old"), ("doctor", "female", "old"), ("doctor", "male", "young")):

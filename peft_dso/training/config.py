@@ -59,7 +59,8 @@ class DSOTrainerConfig(RLOOConfig):
             Share of the training in which the l1 step acts, in (0, 1]. Afterwards the zeros stay zero and the others
             are free of its pull (relaxed lasso, Meinshausen 2007).
         training_strength (`str`, defaults to `"one"`):
-            The strength in training: `"one"` (the paper) or `"uniform"`, drawn anew from [0, 1].
+            The strength in training: `"one"` (the paper) or `"uniform"`, drawn anew from [0, 1], which debiases more
+            at half strength and costs accuracy (benchmarks/README.md).
     """
 
     rollouts: str = field(

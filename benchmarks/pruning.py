@@ -1,0 +1,63 @@
+"""
+How many neurons an adapter needs: the quick start's adapter with only its strongest neurons kept (the paper's sparsity
+figure), trained with the l1 step and without it.
+
+    python benchmarks/pruning.py [--out outputs/pruning.json]
+
+Two trainings as `peft-dso quickstart` does them, and for each share of neurons a measurement at strength 1 on its
+held-out sentences: about twelve minutes on two cores. The table goes to benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from peft_dso import DSOConfig, DSOTrainer
+from peft_dso.evaluation import sweep
+from peft_dso.quickstart import SEEN, quickstart_config, quickstart_questions
+from peft_dso.quickstart_model import load_smollm2
+
+
+SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/pruning.json"))
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    train, test = quickstart_questions()
+    results = []
+    print("| trained | kept at most | not zero | bias | first choices | accuracy | p(right) | KL |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, changes in (("with the l1 step", {}), ("without", {"l1_coef": 0.0})):
+        model, tokenizer = load_smollm2()
+        trainer = DSOTrainer(
+            model=model,
+            args=quickstart_config("outputs/pruning", disable_tqdm=True, **changes),
+            train_dataset=train,
+            processing_class=tokenizer,
+            peft_config=DSOConfig(task_type="CAUSAL_LM"),
+        )
+        trainer.train()
+        trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+        total = sum(p.numel() for n, p in trained.named_parameters() if ".dso_affine." in n) // 2
+        for share in SHARES:  # from the top down, so that one adapter serves for all
+            kept = trained.base_model.prune(keep=share)
+            result = sweep(trained, tokenizer, {SEEN: test[SEEN]}, (1.0,)).sets[SEEN][0]
+            measures = result.measures
+            results.append(
+                {"trained": name, "keep": share, "not zero": kept / total}
+                | {key: value.value for key, value in measures.items()}
+            )
+            options.out.write_text(json.dumps(results, indent=1) + "\n")
+            cells = [name, f"{share:.0%}", f"{kept / total:.1%}", f"{measures['bias']}",
+                     f"{measures['bias_first_choice']}",
+                     *(f"{measures[key].value:.3f}" for key in ("accuracy", "right", "kl"))]  # fmt: skip
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
