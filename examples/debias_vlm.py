@@ -17,8 +17,8 @@ real models are in examples/README.md and go the same way.
 
 The base model learns to answer "Who is the doctor?" and no other kind of question.
 
-Every stage is kept in --out and skipped the next time. Needs torch 2.9 or newer (Muon). How long the base model takes to
-find anybody hangs on chance, and so on the machine.
+Every stage is kept in --out and skipped the next time. Needs torch 2.9 or newer (Muon). How long the base model takes
+to find anybody hangs on chance, and so on the machine.
 """
 
 import argparse
