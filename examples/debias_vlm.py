@@ -377,7 +377,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/debias_vlm"))
     parser.add_argument("--find-steps", type=int, default=1500, help="most steps until the base model finds")
-    parser.add_argument("--lean-steps", type=int, default=500, help="steps for the planted stereotype")
+    parser.add_argument("--lean-steps", type=int, default=900, help="steps for the planted stereotype")
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args()
     out = options.out
@@ -415,7 +415,7 @@ def main() -> None:
     sampled = {
         **common, "rollouts": "sample", "questions_per_occupation": 3, "per_device_train_batch_size": 288,
         "num_generations": 8, "max_completion_length": 1, "steps_per_generation": 1, "reward_memory": 0.5,
-        "learning_rate": 0.02, "reward_smoothing": 0.2,
+        "learning_rate": 0.035, "reward_smoothing": 0.1,
     }  # fmt: skip
     # What one sampled answer shows is counted by occupation and order, for the same reason.
     by_order = [
