@@ -15,14 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from peft_dso import DSOConfig, DSOLayer, DSOTrainer
+from peft_dso import DSOLayer
 from peft_dso.evaluation import sweep
 from peft_dso.penalties import sparsity
-from peft_dso.quickstart import HELD_OUT, SEEN, quickstart_config, quickstart_questions
-from peft_dso.quickstart_model import smollm2_folder
+from peft_dso.quickstart import HELD_OUT, SEEN, quickstart_questions, train_adapter
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -47,8 +43,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--out", type=Path, default=Path("outputs/objective_ablation.json"))
     options = parser.parse_args()
-    folder = smollm2_folder()
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     train, test = quickstart_questions()
     results = {}
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -56,20 +50,12 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for name in options.only:
         begin = time.monotonic()
-        trainer = DSOTrainer(
-            model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
-            args=quickstart_config("outputs/objective_ablation", disable_tqdm=True, **VARIANTS[name]),
-            train_dataset=train,
-            processing_class=tokenizer,
-            peft_config=DSOConfig(task_type="CAUSAL_LM"),
-        )
-        trainer.train()
+        trainer, model = train_adapter("outputs/objective_ablation", train, disable_tqdm=True, **VARIANTS[name])
         seconds = time.monotonic() - begin
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
         zeros, _ = sparsity(
             [tuple(m.dso_affine["default"].parameters()) for m in model.modules() if isinstance(m, DSOLayer)]
         )
-        report = sweep(model, tokenizer, test, (0.5, 1.0))
+        report = sweep(model, trainer.processing_class, test, (0.5, 1.0))
         (half, frames), (_, others) = (report.sets[key] for key in (SEEN, HELD_OUT))
         m = frames.measures
         results[name] = {key: value.value for key, value in m.items()}

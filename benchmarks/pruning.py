@@ -14,10 +14,8 @@ import argparse
 import json
 from pathlib import Path
 
-from peft_dso import DSOConfig, DSOTrainer
 from peft_dso.evaluation import sweep
-from peft_dso.quickstart import SEEN, quickstart_config, quickstart_questions
-from peft_dso.quickstart_model import load_smollm2
+from peft_dso.quickstart import SEEN, quickstart_questions, train_adapter
 
 
 SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
@@ -33,21 +31,11 @@ def main() -> None:
     print("| trained | kept at most | not zero | bias | first choices | accuracy | p(right) | KL |")
     print("|---|---|---|---|---|---|---|---|")
     for name, changes in (("with the l1 step", {}), ("without", {"l1_coef": 0.0})):
-        model, tokenizer = load_smollm2()
-        trainer = DSOTrainer(
-            model=model,
-            args=quickstart_config("outputs/pruning", disable_tqdm=True, **changes),
-            train_dataset=train,
-            processing_class=tokenizer,
-            peft_config=DSOConfig(task_type="CAUSAL_LM"),
-        )
-        trainer.train()
-        trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+        trainer, trained = train_adapter("outputs/pruning", train, disable_tqdm=True, **changes)
         total = sum(p.numel() for n, p in trained.named_parameters() if ".dso_affine." in n) // 2
         for share in SHARES:  # from the top down, so that one adapter serves for all
             kept = trained.base_model.prune(keep=share)
-            result = sweep(trained, tokenizer, {SEEN: test[SEEN]}, (1.0,)).sets[SEEN][0]
-            measures = result.measures
+            measures = sweep(trained, trainer.processing_class, {SEEN: test[SEEN]}, (1.0,)).sets[SEEN][0].measures
             results.append(
                 {"trained": name, "keep": share, "not zero": kept / total}
                 | {key: value.value for key, value in measures.items()}

