@@ -523,7 +523,7 @@ def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], toleranc
     if tolerance is None:
         tolerance = 0.01 if _compute_dtype(model) == torch.float32 else 0.1
     by_prompt = sorted(questions, key=lambda q: q.prompt)
-    few = [*by_prompt[:2], by_prompt[-1]]  # two that begin alike, and another one
+    few = [*by_prompt[:3], by_prompt[-1], max(questions, key=lambda q: len(q.prompt))]
     try:
         packed = score_packed(model, pack(few)).decision
     except (ValueError, TypeError, RuntimeError, NotImplementedError):
