@@ -9,6 +9,7 @@ is read off is what each prompt alone would give.
 from __future__ import annotations
 
 import inspect
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -249,15 +250,14 @@ def pack(questions: Sequence[EncodedQuestion], row_tokens: int = ROW_TOKENS) -> 
     """
     rows: list[_Row] = []
     places: list[tuple[int, int, list[list[int]]]] = [(0, 0, [])] * len(questions)
-    for number in sorted(range(len(questions)), key=lambda n: questions[n].prompt):
-        question = questions[number]
-        longest = len(question.prompt) + sum(len(answer) - 1 for answer in question.answers)
-        if not rows or len(rows[-1].tokens) + _new_tokens(rows[-1], question) > max(row_tokens, longest):
-            rows.append(_Row([], [], {}, set()))
-        before = len(question.prompt) - 1
-        (decided,) = rows[-1].insert(question.prompt, before)
-        paths = [rows[-1].insert(question.prompt + answer[:-1], before) for answer in question.answers]
-        places[number] = (len(rows) - 1, decided, paths)
+    for run in batches(questions, row_tokens):
+        rows.append(_Row([], [], {}, set()))
+        for number in run:
+            question = questions[number]
+            before = len(question.prompt) - 1
+            (decided,) = rows[-1].insert(question.prompt, before)
+            paths = [rows[-1].insert(question.prompt + answer[:-1], before) for answer in question.answers]
+            places[number] = (len(rows) - 1, decided, paths)
 
     length = max(len(row.tokens) for row in rows)
     keep = max(len(row.scored) for row in rows)
@@ -293,15 +293,40 @@ def pack(questions: Sequence[EncodedQuestion], row_tokens: int = ROW_TOKENS) -> 
     )
 
 
-def _new_tokens(row: _Row, question: EncodedQuestion) -> int:
-    """How many nodes a question would add to a row, at the most."""
-    node, shared = -1, 0
-    for token in question.prompt:
-        child = row.children.get((node, token))
-        if child is None:
-            break
-        node, shared = child, shared + 1
-    return len(question.prompt) - shared + sum(len(answer) - 1 for answer in question.answers)
+def batches(questions: Sequence[EncodedQuestion], tokens: int) -> list[list[int]]:
+    """
+    Numbers of the questions in runs of at most `tokens` tokens each, or of one question; neighbours in the trie
+    together, in as few runs as that takes, and these as even as can be (rows of a batch are padded to the longest).
+
+    Args:
+        questions (`Sequence[EncodedQuestion]`): at least one.
+        tokens (`int`): tokens of a run, at the most; a picture counts as 64.
+    """
+    order = sorted(range(len(questions)), key=lambda n: questions[n].prompt)
+    first, further = [], []  # what each question adds to a run that it begins, and to one that holds its neighbour
+    previous: tuple[int, ...] = ()
+    for question in map(questions.__getitem__, order):
+        prompt, pictures = question.prompt, len(getattr(question, "images", ()))
+        own = sum(len(answer) - 1 for answer in question.answers) + pictures * PICTURE_TOKENS
+        shared = next((i for i, (a, b) in enumerate(zip(prompt, previous)) if a != b), min(len(prompt), len(previous)))
+        first.append(len(prompt) + own)
+        further.append(len(prompt) + own - (0 if pictures else shared))
+        previous = prompt
+
+    def runs(limit: int) -> list[list[int]]:
+        found: list[list[int]] = []
+        used = 0
+        for number, begin, add in zip(order, first, further):
+            if found and used + add <= limit:
+                found[-1].append(number)
+                used += add
+            else:
+                found.append([number])
+                used = begin
+        return found
+
+    fewest = len(runs(tokens))
+    return runs(bisect_left(range(tokens), True, key=lambda limit: len(runs(limit)) <= fewest))
 
 
 @dataclass
@@ -528,7 +553,7 @@ def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], toleranc
         packed = score_packed(model, pack(few)).decision
     except (ValueError, TypeError, RuntimeError, NotImplementedError):
         return False
-    plain = score_plain(model, few).decision
+    plain = score_plain(model, [EncodedQuestion(q.prompt, ()) for q in few]).decision
     spread = (plain - plain.mean(0)).square().mean().sqrt()
     error = (packed - plain).square().mean().sqrt()
     return bool(error <= tolerance * spread + 1e-5)
@@ -543,25 +568,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def batches(questions: Sequence[EncodedQuestion], tokens: int) -> Iterator[list[int]]:
-    """Numbers of the questions in batches of about `tokens` prompt tokens, neighbours in the trie together."""
-    batch: list[int] = []
-    used = 0
-    previous: tuple[int, ...] = ()
-    for number in sorted(range(len(questions)), key=lambda n: questions[n].prompt):
-        prompt = questions[number].prompt
-        shared = next((i for i, (a, b) in enumerate(zip(prompt, previous)) if a != b), min(len(prompt), len(previous)))
-        pictures = len(getattr(questions[number], "images", ()))
-        cost = len(prompt) - (0 if pictures else shared) + pictures * PICTURE_TOKENS
-        if batch and used + cost > tokens:
-            yield batch
-            batch, used, cost = [], 0, len(prompt) + pictures * PICTURE_TOKENS
-        batch.append(number)
-        used, previous = used + cost, prompt
-    if batch:
-        yield batch
 
 
 def score(

@@ -6,6 +6,7 @@ from models import TEXT_MODELS, build, randomize, tiny_tokenizer, tokenizer_of
 
 from peft_dso.scoring import (
     EncodedQuestion,
+    PicturedQuestion,
     batches,
     encode_question,
     pack,
@@ -120,7 +121,22 @@ def test_batches_hold_every_question_once():
     for tokens in (1, 7, 1000):
         numbers = [n for batch in batches(asked, tokens) for n in batch]
         assert sorted(numbers) == list(range(len(asked)))
-    assert len(list(batches(asked, 1000))) == 1
+    assert len(batches(asked, 1000)) == 1
+
+
+def test_batches_are_as_few_as_can_be_and_even():
+    apart = [EncodedQuestion((*[first] * 10,), ((1,), (2,))) for first in range(30)]
+    # 14 questions of 10 tokens fit into 140: three batches, and not of 14, 14 and 2.
+    assert [len(batch) for batch in batches(apart, 140)] == [10, 10, 10]
+    assert pack(apart, row_tokens=140).input_ids.shape == (3, 100)
+    # What an answer has beyond its first token, and what a picture takes, counts; what neighbours share does not.
+    longer = [EncodedQuestion(q.prompt, ((1, 3), (2, 4, 5))) for q in apart]
+    assert [len(batch) for batch in batches(longer, 130)] == [10, 10, 10]
+    assert len(batches(longer, 129)) == 4
+    pictured = [PicturedQuestion(q.prompt, q.answers, "", (None,), None) for q in apart]
+    assert {len(batch) for batch in batches(pictured, 2 * (10 + 64))} == {2}
+    alike = [EncodedQuestion((5, 6, 7, last), ((9,), (10,))) for last in range(20, 30)]
+    assert len(batches(alike, 13)) == 1 and len(batches(alike, 12)) == 2
 
 
 def test_encoding_refuses_what_cannot_be_scored():
