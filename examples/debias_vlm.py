@@ -9,13 +9,12 @@ stereotype of known size in it. The pictures, the model and the bias are made fo
 real models are in examples/README.md and go the same way.
 
 1. Draw pictures of two people side by side. Clothes and tool show the occupation, hair the gender, its colour the age.
-2. Train a small LLaVA (real architecture, real processor) from scratch to answer "Who is the doctor, A or B?". Where
-   both are doctors, the answers it is shown follow the planted stereotype.
+2. Train a small LLaVA (real architecture, real processor) from scratch to answer "Who is the doctor, A or B?", whom it
+   would hire, and whom a letter of reference is for. Where both are doctors, the answers that it is shown
+   follow the planted stereotype.
 3. Debias it on 600 ambiguous pairs, steering the language backbone only, by enumeration and by sampling; and once more
-   for gender and age together (four intersections).
-4. Sweep the strength and draw the plots.
-
-The base model learns to answer "Who is the doctor?" and no other kind of question.
+   for gender and age together (four intersections). All are trained on "Who is the doctor?" only.
+4. Sweep the strength, the first adapter's on all three kinds of question, and draw the plots.
 
 Every stage is kept in --out and skipped the next time. Needs torch 2.9 or newer (Muon). How long the base model takes
 to find anybody hangs on chance, and so on the machine.
@@ -224,7 +223,9 @@ def make_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
         text_config=LlamaConfig(
             vocab_size=len(tokens), hidden_size=128, intermediate_size=256, num_hidden_layers=3,
             num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256, pad_token_id=0,
-            bos_token_id=1, eos_token_id=2,
+            bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
+            # What a word and a patch have in common counts, not how far apart they stand.
+            rope_parameters={"rope_type": "default", "rope_theta": 1e9},
         ),
         vision_config=CLIPVisionConfig(
             hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, image_size=SIDE,
@@ -233,6 +234,7 @@ def make_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
         image_token_id=tokens.convert_tokens_to_ids("<image>"),
         vision_feature_select_strategy="default",
         vision_feature_layer=-1,
+        tie_word_embeddings=True,
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
     with torch.no_grad():
@@ -303,51 +305,62 @@ def align_vision(
         schedule.step()
 
 
-def train_base(out: Path, most_steps: int, lean_steps: int, batch: int = 64) -> None:
+def train_base(out: Path, most_steps: int, lean_steps: int) -> None:
     """Stage 2: learn to see, to find, and then the planted stereotype."""
     processor = make_processor()
     model = make_model(processor)
     people = draw_people(50, seed=1)  # with few, the model remembers persons in place of what they have in common
     align_vision(model, processor, people, steps=250)
     rng, token = random.Random(0), processor.tokenizer.convert_tokens_to_ids
-    easy = pairs(people, 10, 12000, ambiguous=False)
-    unsure = pairs(people, 20, 11520, ambiguous=True)
-    seeing = describe_rows(people, 12000, seed=40)
+
+    def taught(rows: list[dict]) -> list[tuple]:
+        """Each question encoded, with the probabilities of the answers that the model is shown."""
+        encoded = []
+        for row in rows:
+            target = torch.zeros(len(processor.tokenizer))
+            if "right" in row:
+                target[token("A")] = planted(row)
+                target[token("B")] = 1 - planted(row)
+            else:
+                target[token(row["answers"][0])] = 1
+            encoded.append((encode_row(processor, row), target))
+        return encoded
+
+    def of_every_kind(seed: int, count: int, ambiguous: bool) -> list[tuple]:
+        rows = [pairs(people, seed + n, count, ambiguous, kind=kind) for n, kind in enumerate(QUESTION_KINDS)]
+        return taught([row for some in rows for row in some])
+
+    easy, unsure = of_every_kind(10, 3960, ambiguous=False), of_every_kind(20, 3888, ambiguous=True)
+    of_first_kind = easy[:3960]
+    seeing = taught(describe_rows(people, 6000, seed=40))
     optimizer = Optimizer(model.train())
 
-    def step(asked: list[dict], share: float) -> float:
-        """One step on some questions and some descriptions; the share of right answers where there is one."""
-        rows = asked + rng.sample(seeing, batch - len(asked))
-        inputs = pictured_inputs(processor, [encode_row(processor, row) for row in rows])
-        target = torch.zeros(batch, len(processor.tokenizer))
-        for number, row in enumerate(rows):
-            if "right" in row:
-                first = planted(row)
-                target[number, token("A")], target[number, token("B")] = first, 1 - first
-            else:
-                target[number, token(row["answers"][0])] = 1
+    def step(sources: list[tuple[list[tuple], int]], share: float) -> float:
+        """One step on so many questions of each source; the share of right answers among the first's."""
+        rows = [source[rng.randrange(len(source))] for source, count in sources for _ in range(count)]
+        target = torch.stack([shown for _, shown in rows])
+        inputs = pictured_inputs(processor, [question for question, _ in rows])
         logits = model(**inputs, logits_to_keep=1).logits[:, -1]
         optimizer.step(torch.nn.functional.cross_entropy(logits, target), share)
-        known = [number for number, row in enumerate(asked) if row["right"] is not None]
-        return float((logits[known].argmax(-1) == target[known].argmax(-1)).float().mean())
+        return float((logits.argmax(-1) == target.argmax(-1))[: sources[0][1]].float().mean())
 
     # A curriculum: first to describe and to find, however long that takes (nothing seems to happen until it suddenly
-    # does), and only then what the stereotype is.
-    found = 0.5
+    # does); then to find whatever the question; and only then what the stereotype is.
+    found, asked = 0.5, of_first_kind
     bar = tqdm(range(most_steps), desc="Learning to find")
     for number in bar:
-        share = min(1.0, number / 50) if found < 0.7 else 0.4
-        found += 0.03 * (step(rng.sample(easy, 3 * batch // 4), share) - found)
+        share = min(1.0, number / 50) if found < 0.7 and asked is of_first_kind else 0.4
+        asked = easy if found > 0.8 else asked
+        found += 0.03 * (step([(asked, 48), (seeing, 16)], share) - found)
         if number % 20 == 0:
             bar.set_postfix(found=f"{found:.2f}")
-        if found > 0.9:
+        if found > 0.93:
             break
     else:
         raise RuntimeError(f"The base model finds the right person in {found:.0%} only after {most_steps} steps.")
     bar.close()
     for number in tqdm(range(lean_steps), desc="Learning the stereotype"):
-        asked = rng.sample(easy, batch // 4) + rng.sample(unsure, batch // 2)
-        step(asked, 0.35 * min(1.0, number / 30, (lean_steps - number) / (0.4 * lean_steps)))
+        step([(easy, 16), (unsure, 40), (seeing, 8)], 0.4 * min(1.0, (lean_steps - number) / (0.4 * lean_steps)))
     model.eval().save_pretrained(out)
     processor.save_pretrained(out)
 
@@ -377,7 +390,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/debias_vlm"))
     parser.add_argument("--find-steps", type=int, default=1500, help="most steps until the base model finds")
-    parser.add_argument("--lean-steps", type=int, default=900, help="steps for the planted stereotype")
+    parser.add_argument("--lean-steps", type=int, default=800, help="steps for the planted stereotype")
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args()
     out = options.out
@@ -400,9 +413,11 @@ def main() -> None:
     train_people, test_people = draw_people(4, seed=2), draw_people(3, seed=3)
     ambiguous = by_gender(pairs(train_people, 30, 900, ambiguous=True))[:600]
     unambiguous = by_gender(pairs(train_people, 31, 264, ambiguous=False))
-    test = by_gender(pairs(test_people, 40, 432, ambiguous=True)) + by_gender(
-        pairs(test_people, 41, 264, ambiguous=False)
-    )
+    asked = {kind: pairs(test_people, 40, 432, ambiguous=True, kind=kind) for kind in QUESTION_KINDS}
+    test = {
+        kind: by_gender(rows) + by_gender(pairs(test_people, 41, 264, ambiguous=False, kind=kind))
+        for kind, rows in asked.items()
+    }
     four_train = pairs(train_people, 32, 600, ambiguous=True) + pairs(train_people, 33, 264, ambiguous=False)
     four_test = pairs(test_people, 42, 864, ambiguous=True) + pairs(test_people, 43, 264, ambiguous=False)
     common = {"max_steps": options.steps, "max_kl": None, "beta": 0.0, "retain_batch_size": 32, "retain_coef": 0.7}
@@ -415,18 +430,20 @@ def main() -> None:
     sampled = {
         **common, "rollouts": "sample", "questions_per_occupation": 3, "per_device_train_batch_size": 288,
         "num_generations": 8, "max_completion_length": 1, "steps_per_generation": 1, "reward_memory": 0.5,
-        "learning_rate": 0.035, "reward_smoothing": 0.1,
+        "learning_rate": 0.035, "reward_smoothing": 0.1, "max_steps": 3 * options.steps // 4,
     }  # fmt: skip
     # What one sampled answer shows is counted by occupation and order, for the same reason.
     by_order = [
         {**row, "occupation": f"{row['occupation']}, {row['meanings'][0]} first", "pair": None} for row in ambiguous
     ]
     runs = {
-        "enumerate": (ambiguous + unambiguous, {"gender": test}, exact),
-        "sample": (by_order + unambiguous, {"gender": test}, sampled),
+        "enumerate": (ambiguous + unambiguous, test, exact),
+        "sample": (by_order + unambiguous, {"identify": test["identify"]}, sampled),
         "intersections": (four_train, {"gender x age": four_test}, exact),
     }
-    summary = {"planted_bias": PLANTED_BIAS}
+    between = [row for row in asked["identify"] if len({meaning.split("/")[0] for meaning in row["meanings"]}) == 2]
+    # The likelier answer is the stereotype's, since gender outweighs age.
+    summary = {"planted_bias": round(sum(abs(2 * planted(row) - 1) for row in between) / len(between), 4)}
     for name, (rows, sets, settings) in runs.items():
         folder = out / name
         start = time.monotonic()
