@@ -319,8 +319,8 @@ def train_base(out: Path, most_steps: int, lean_steps: int) -> None:
         for row in rows:
             target = torch.zeros(len(processor.tokenizer))
             if "right" in row:
-                target[token("A")] = planted(row)
-                target[token("B")] = 1 - planted(row)
+                first = planted(row)
+                target[token("A")], target[token("B")] = first, 1 - first
             else:
                 target[token(row["answers"][0])] = 1
             encoded.append((encode_row(processor, row), target))

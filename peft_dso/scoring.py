@@ -305,7 +305,8 @@ def batches(questions: Sequence[EncodedQuestion], tokens: int) -> list[list[int]
     order = sorted(range(len(questions)), key=lambda n: questions[n].prompt)
     first, further = [], []  # what each question adds to a run that it begins, and to one that holds its neighbour
     previous: tuple[int, ...] = ()
-    for question in map(questions.__getitem__, order):
+    for number in order:
+        question = questions[number]
         prompt, pictures = question.prompt, len(getattr(question, "images", ()))
         own = sum(len(answer) - 1 for answer in question.answers) + pictures * PICTURE_TOKENS
         shared = next((i for i, (a, b) in enumerate(zip(prompt, previous)) if a != b), min(len(prompt), len(previous)))
