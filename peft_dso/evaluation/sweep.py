@@ -14,7 +14,7 @@ from torch import nn
 from .. import metrics
 from ..metrics import Measure
 from ..penalties import kl_divergence
-from ..questions import check_questions
+from ..questions import check_questions, question_groups
 from ..scoring import (
     EncodedQuestion,
     batches,
@@ -71,12 +71,6 @@ class Report:
 
     sets: dict[str, list[StrengthResult]]
     description: dict[str, Any] = field(default_factory=dict)
-
-
-def question_groups(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The groups that the answers of some questions mean: pro and anti, or the others in alphabetical order."""
-    found = {meaning for row in rows for meaning in row["meanings"]}
-    return ("pro", "anti") if found <= {"pro", "anti"} else tuple(sorted(found))
 
 
 def _shares(

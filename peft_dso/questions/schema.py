@@ -8,6 +8,8 @@ The columns of a question, and their check.
 | `occupation` | `str` | whom the question is about |
 | `answers` | list of `str` | the possible answers, as they follow the prompt, the leading space included |
 | `meanings` | list of `str` | the group of each answer: `"pro"` and `"anti"`, or the names of more groups |
+| `forms` | list of lists of `str`, optional | per answer the texts that give it; the first is the answer itself |
+| `abstentions` | list of `str`, optional | named ways of not answering, such as `"unknown"` or `"neither"` |
 | `right` | `int` or `None` | index of the one right answer; `None` where all are equally right (ambiguous) |
 | `first` | `int` or `None`, optional | index of the answer that is named or listed first (position preference) |
 | `pair` | `str`, optional | questions that belong together (bootstrap draws them together) |
@@ -17,10 +19,39 @@ The columns of a question, and their check.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any, Optional
 
 
 REQUIRED = ("prompt", "occupation", "answers", "meanings")
+OPTIONAL = ("forms", "abstentions", "right", "first", "pair", "group", "image", "images")
+
+
+def answer_forms(row: Mapping[str, Any]) -> list[list[str]]:
+    """
+    The texts in which a model gives each answer of a question.
+
+    Args:
+        row (`Mapping`): a question; its `forms` may be left out, or `None` as Arrow fills what a row lacks.
+
+    Returns:
+        `list[list[str]]`: one list per answer, the answer itself first; that alone where the row has no forms.
+    """
+    forms = row.get("forms")
+    return [[answer] for answer in row["answers"]] if forms is None else [list(texts) for texts in forms]
+
+
+def abstention_forms(row: Mapping[str, Any]) -> list[str]:
+    """
+    The named ways of not answering a question.
+
+    Args:
+        row (`Mapping`): a question; its `abstentions` may be left out, or `None` as Arrow fills what a row lacks.
+
+    Returns:
+        `list[str]`: the texts; empty where the row names none.
+    """
+    return list(row.get("abstentions") or ())
 
 
 def _problem(row: Mapping[str, Any], groups: Optional[tuple[str, ...]]) -> Optional[str]:
@@ -28,30 +59,93 @@ def _problem(row: Mapping[str, Any], groups: Optional[tuple[str, ...]]) -> Optio
     for column in REQUIRED:
         if column not in row:
             return f"the column {column!r} is missing; it has {', '.join(sorted(row))}"
-    prompt, answers, meanings, right = row["prompt"], row["answers"], row["meanings"], row.get("right")
+    for column in (*REQUIRED, *OPTIONAL):
+        value = row.get(column)
+        if isinstance(value, float) and value != value:
+            return f"{column} is NaN, as pandas marks what is missing; set it to None or leave it out"
+    return (
+        _prompt_problem(row["prompt"])
+        or _answer_problem(row, groups)
+        or _form_problem(row)
+        or _index_problem(row)
+        or _text_problem(row)
+        or _picture_problem(row)
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _prompt_problem(prompt: Any) -> Optional[str]:
     if not prompt or not isinstance(prompt, (str, list)):
         return f"prompt must be text or a list of messages, got {prompt!r}"
-    if not isinstance(row["occupation"], str) or not row["occupation"]:
-        return f"occupation must be a name, got {row['occupation']!r}"
-    if (
-        not isinstance(answers, (list, tuple))
-        or len(answers) < 2
-        or not all(isinstance(a, str) and a.strip() for a in answers)
-    ):
+    if isinstance(prompt, list):
+        wrong = next((m for m in prompt if not isinstance(m, Mapping) or not isinstance(m.get("role"), str)), None)
+        if wrong is not None:
+            return f"a message of the prompt must be a dictionary with role and content, got {wrong!r}"
+    return None
+
+
+def _answer_problem(row: Mapping[str, Any], groups: Optional[tuple[str, ...]]) -> Optional[str]:
+    answers, meanings = row["answers"], row["meanings"]
+    if not isinstance(answers, (list, tuple)) or len(answers) < 2 or not all(map(_is_text, answers)):
         return f"answers must be at least two texts, got {answers!r}"
     if len({a.strip() for a in answers}) < len(answers):
         return f"two of the answers are the same: {list(answers)!r}"
     if not isinstance(meanings, (list, tuple)) or len(meanings) != len(answers):
         return f"meanings must name the group of each of the {len(answers)} answers, got {meanings!r}"
+    if not all(map(_is_text, meanings)):
+        return f"the meaning of an answer must be the name of a group, got {list(meanings)!r}"
     unknown = set(meanings) - set(groups) if groups else set()
     if unknown:
-        return f"the meaning {sorted(map(str, unknown))[0]!r} is none of the groups {', '.join(groups or ())}"
-    if right is not None and (isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(answers)):
-        return f"right must be None or the index of an answer, got {right!r}"
-    first = row.get("first")
-    if first is not None and (isinstance(first, bool) or not isinstance(first, int) or not 0 <= first < len(answers)):
-        return f"first must be None or the index of an answer, got {first!r}"
-    return _picture_problem(row)
+        return f"the meaning {sorted(unknown)[0]!r} is none of the groups {', '.join(groups or ())}"
+    return None
+
+
+def _form_problem(row: Mapping[str, Any]) -> Optional[str]:
+    """Forms say each answer in other words, and no text says two things."""
+    answers, forms, abstentions = row["answers"], row.get("forms"), row.get("abstentions")
+    if forms is not None and (
+        not isinstance(forms, (list, tuple))
+        or len(forms) != len(answers)
+        or not all(isinstance(texts, (list, tuple)) and texts and all(map(_is_text, texts)) for texts in forms)
+    ):
+        return (
+            f"forms must be a list of texts, none of them empty, for each of the {len(answers)} answers, got {forms!r}"
+        )
+    if abstentions is not None and (not isinstance(abstentions, (list, tuple)) or not all(map(_is_text, abstentions))):
+        return f"abstentions must be a list of texts, none of them empty, got {abstentions!r}"
+    said: dict[str, str] = {}
+    for answer, texts in zip(answers, answer_forms(row)):
+        if texts[0] != answer:
+            return f"the first form of the answer {answer!r} must be the answer itself, got {texts[0]!r}"
+        for text in texts:
+            if said.setdefault(text.strip(), answer) != answer:
+                return f"the form {text!r} is one of {said[text.strip()]!r} and of {answer!r}; leave it out of one"
+    for text in abstention_forms(row):
+        if text.strip() in said:
+            return f"the abstention {text!r} is also a form of the answer {said[text.strip()]!r}; leave it out of one"
+    return None
+
+
+def _index_problem(row: Mapping[str, Any]) -> Optional[str]:
+    for column in ("right", "first"):
+        value = row.get(column)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) < len(row["answers"]):
+            return f"{column} must be None or the index of an answer, a whole number, got {value!r}"
+    return None
+
+
+def _text_problem(row: Mapping[str, Any]) -> Optional[str]:
+    if not _is_text(row["occupation"]):
+        return f"occupation must be a name, got {row['occupation']!r}"
+    for column in ("pair", "group"):
+        if row.get(column) is not None and not _is_text(row[column]):
+            return f"{column} must be None or a text, got {row[column]!r}"
+    return None
 
 
 def _picture_problem(row: Mapping[str, Any]) -> Optional[str]:

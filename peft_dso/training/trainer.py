@@ -28,7 +28,7 @@ from trl import RLOOTrainer
 
 from ..export import PUBLISHED, save_card
 from ..penalties import kl_divergence, soft_threshold_, sparsity, updated_multiplier
-from ..questions import check_questions
+from ..questions import check_questions, trainable_groups
 from ..rewards import FairnessReward, group_rewards, imbalance, occupation_shares, occupation_weights
 from ..scoring import (
     EncodedQuestion,
@@ -126,7 +126,7 @@ class DSOTrainer(RLOOTrainer):
             self.retain_rows += _as_rows(retain_dataset, "retain_dataset", required=("prompt",))
         if not open_rows:
             raise ValueError("train_dataset has no ambiguous question (right=None): there is nothing to make fair.")
-        self.groups = _groups(open_rows)
+        self.groups = trainable_groups(open_rows)
         if is_peft_model(model):
             trained = _check_adapter(model)
         else:
@@ -588,20 +588,6 @@ def _as_rows(dataset: Any, name: str, required: Sequence[str] = ()) -> list[dict
             if not row.get(column):
                 raise ValueError(f"{name}, row {number}: the column {column!r} is missing or empty.")
     return rows
-
-
-def _groups(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The meanings of the answers, pro and anti first; each occupation must be able to show at least two of them."""
-    by_occupation: dict[str, set[str]] = {}
-    for row in rows:
-        by_occupation.setdefault(row["occupation"], set()).update(row["meanings"])
-    for name, meanings in by_occupation.items():
-        if len(meanings) < 2:
-            raise ValueError(
-                f"All answers about {name!r} mean {meanings.pop()!r}: no answer could show the model to be fair."
-            )
-    found = set().union(*by_occupation.values())
-    return tuple(sorted(found, key=lambda group: (group not in ("pro", "anti"), group != "pro", group)))
 
 
 def _check_adapter(model: Any) -> dict[str, torch.Tensor]:
