@@ -21,8 +21,8 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from peft_dso.demo.model import load_smollm2
 from peft_dso.questions import coreference_questions, pronoun_questions
-from peft_dso.quickstart_model import load_smollm2
 from peft_dso.scoring import encode_row, score
 
 

@@ -26,9 +26,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import RLOOConfig, RLOOTrainer
 
 from peft_dso import DSOConfig, DSOTrainer, DSOTrainerConfig, FairnessReward
-from peft_dso.metrics import per_occupation_bias
+from peft_dso.demo.model import smollm2_folder
+from peft_dso.evaluation.measures import per_occupation_bias
 from peft_dso.questions import pronoun_questions, split_occupations
-from peft_dso.quickstart_model import smollm2_folder
 from peft_dso.scoring import encode_row, score
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from peft_dso import DSOLayer
+from peft_dso.demo.quickstart import HELD_OUT, SEEN, quickstart_questions, train_adapter
 from peft_dso.evaluation import sweep
-from peft_dso.penalties import sparsity
-from peft_dso.quickstart import HELD_OUT, SEEN, quickstart_questions, train_adapter
+from peft_dso.objective import sparsity
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -14,8 +14,8 @@ import argparse
 import json
 from pathlib import Path
 
+from peft_dso.demo.quickstart import SEEN, quickstart_questions, train_adapter
 from peft_dso.evaluation import sweep
-from peft_dso.quickstart import SEEN, quickstart_questions, train_adapter
 
 
 SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)

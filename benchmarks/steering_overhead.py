@@ -26,7 +26,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, GPT2LMHeadModel
 
 import peft_dso
-from peft_dso.quickstart_model import smollm2_folder
+from peft_dso.demo.model import smollm2_folder
 
 
 STRENGTH = 0.4

@@ -15,10 +15,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_dso import DSOConfig, DSOTrainer
+from peft_dso.demo.model import smollm2_folder
+from peft_dso.demo.quickstart import quickstart_config, quickstart_questions
 from peft_dso.evaluation import format_table, save_report, sweep
 from peft_dso.evaluation.plots import plot_sweep
-from peft_dso.quickstart import quickstart_config, quickstart_questions
-from peft_dso.quickstart_model import smollm2_folder
 
 
 out = sys.argv[1] if len(sys.argv) > 1 else "outputs/quickstart"

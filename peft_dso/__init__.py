@@ -25,11 +25,11 @@ from .tuner import (
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from .rewards import FairnessReward
+    from .objective.rewards import FairnessReward
     from .training import DSOTrainer, DSOTrainerConfig
 
 # Imported when first used: an adapter is loaded without TRL, datasets or matplotlib.
-_LAZY = {"DSOTrainer": ".training", "DSOTrainerConfig": ".training", "FairnessReward": ".rewards"}
+_LAZY = {"DSOTrainer": ".training", "DSOTrainerConfig": ".training", "FairnessReward": ".objective"}
 
 __all__ = [
     "DSOConfig",

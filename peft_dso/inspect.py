@@ -10,7 +10,7 @@ from peft import PeftConfig
 from safetensors.torch import load_file
 
 from .evaluation import format_table, load_report
-from .penalties import sparsity
+from .objective.penalties import sparsity
 from .tuner import DSOConfig
 
 

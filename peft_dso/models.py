@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from .quickstart_model import smollm2_folder
+from .demo.model import smollm2_folder
 
 
 SMOLLM2 = "smollm2"

@@ -36,7 +36,7 @@ sys.path.insert(0, sys.argv[1])
 from models import build
 from peft import get_peft_model
 from peft_dso import DSOConfig, DSOLayer, set_steering_strength
-from peft_dso.penalties import soft_threshold_, sparsity
+from peft_dso.objective import soft_threshold_, sparsity
 folder = sys.argv[3]
 
 def model():

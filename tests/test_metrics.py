@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from peft_dso import metrics
+from peft_dso.evaluation import measures as metrics
 
 
 SHARES = np.array([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.4, 0.6]])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from peft_dso.penalties import kl_divergence, soft_threshold_, sparsity, updated_multiplier
+from peft_dso.objective import kl_divergence, soft_threshold_, sparsity, updated_multiplier
 
 
 def test_soft_threshold():

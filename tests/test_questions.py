@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from peft_dso import metrics
+from peft_dso.evaluation import measures as metrics
 from peft_dso.questions import (
     OCCUPATIONS,
     check_questions,

@@ -9,7 +9,9 @@ from models import build, randomize, tiny_tokenizer
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_dso import DSOConfig, cli, quickstart, quickstart_model
+from peft_dso import DSOConfig, cli
+from peft_dso.demo import model as quickstart_model
+from peft_dso.demo import quickstart
 from peft_dso.evaluation import load_report
 from peft_dso.inspect import describe
 from peft_dso.questions import check_questions

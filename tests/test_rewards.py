@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_dso import FairnessReward
-from peft_dso.rewards import group_rewards, imbalance, occupation_shares, occupation_weights
+from peft_dso.objective import group_rewards, imbalance, occupation_shares, occupation_weights
 
 
 def completions(reward, answered, **more):

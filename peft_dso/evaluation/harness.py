@@ -7,8 +7,8 @@ from typing import Any, Optional
 
 from torch import nn
 
-from ..metrics import Measure
 from ..tuner import steering_strength
+from .measures import Measure
 from .report import aligned
 
 

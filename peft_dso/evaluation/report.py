@@ -9,7 +9,7 @@ import os
 from dataclasses import asdict
 from typing import Any
 
-from ..metrics import Measure
+from .measures import Measure
 from .sweep import Report, StrengthResult
 
 

@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .. import metrics
-from ..metrics import Measure
-from ..penalties import kl_divergence
+from ..objective.penalties import kl_divergence
 from ..questions import check_questions, question_groups
 from ..scoring import (
     EncodedQuestion,
@@ -26,7 +24,9 @@ from ..scoring import (
     score_batch,
 )
 from ..tuner import steering_strength
+from . import measures as metrics
 from .generated import generated_answers
+from .measures import Measure
 
 
 @dataclass
@@ -39,15 +39,15 @@ class StrengthResult:
         measures (`dict[str, Measure]`): by name, those for which there is no question left out.
             On ambiguous questions: `bias` and `bias_first_choice` (per-occupation bias, from probabilities and from
             first choices), `bias_corrected` and `bias_first_choice_corrected` (less what a fair model would show, see
-            [`~peft_dso.metrics.corrected_bias`]), `gap` and `gap_first_choice` (signed; only for pro and anti),
-            `position` (preference for the answer named first), `abstention` (probability of anything but the named
-            answers), `kl` (to the base, in nats, where the answer is decided).
+            [`~peft_dso.evaluation.measures.corrected_bias`]), `gap` and `gap_first_choice` (signed; only for pro and
+            anti), `position` (preference for the answer named first), `abstention` (probability of anything but the
+            named answers), `kl` (to the base, in nats, where the answer is decided).
             On unambiguous ones: `accuracy` (the right answer is the likeliest), `accuracy_change` (to the base's),
             `accuracy_gap` (where the right answer is pro less where it is anti), `right` (probability of the right
             answer among the named ones), `right_of_all` (among all continuations) and `kl_unambiguous`.
         noise_floor (`float`): the `bias` that a fair model would show on these questions.
         noise_floor_first_choice (`float`): the same for `bias_first_choice`.
-        occupations (`dict[str, float]`): see [`~peft_dso.metrics.occupation_biases`], from probabilities.
+        occupations (`dict[str, float]`): see [`~peft_dso.evaluation.measures.occupation_biases`], from probabilities.
         accuracy_bound (`float`): how far theorem 2 of the paper lets the accuracy move, from `kl_unambiguous`.
     """
 

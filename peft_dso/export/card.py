@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from ..evaluation import Report, format_table, load_report
 from ..inspect import REPORT, read_adapter
-from ..penalties import sparsity
+from ..objective.penalties import sparsity
 
 
 PICTURE = "sweep.png"

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from ..penalties import kl_divergence
+from ..objective.penalties import kl_divergence
 from ..tuner import get_steering_strength
 from .fold import fold_strength
 

@@ -27,9 +27,9 @@ from transformers.utils import logging
 from trl import RLOOTrainer
 
 from ..export import PUBLISHED, save_card
-from ..penalties import kl_divergence, soft_threshold_, sparsity, updated_multiplier
+from ..objective.penalties import kl_divergence, soft_threshold_, sparsity, updated_multiplier
+from ..objective.rewards import FairnessReward, group_rewards, imbalance, occupation_shares, occupation_weights
 from ..questions import check_questions, trainable_groups
-from ..rewards import FairnessReward, group_rewards, imbalance, occupation_shares, occupation_weights
 from ..scoring import (
     EncodedQuestion,
     Scores,

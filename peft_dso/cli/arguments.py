@@ -1,0 +1,76 @@
+"""What several commands share: their options, and lists of strengths."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def chosen_questions(options: argparse.Namespace, split: str) -> list[dict[str, Any]]:
+    from ..questions import OCCUPATIONS, load_occupations, load_questions
+
+    table = list(OCCUPATIONS) if options.occupations is None else load_occupations(options.occupations)
+    rows = [
+        row
+        for source in options.questions
+        for row in load_questions(
+            source,
+            split,
+            occupations=table,
+            held_out_occupations=options.held_out_occupations,
+            chat=options.chat,
+        )
+    ]
+    return rows if options.limit is None else rows[:: max(1, len(rows) // options.limit)]
+
+
+def strength_list(text: str) -> list[float]:
+    """
+    Strengths from `"0,0.5,1"`, or from `"0,0.2,...,1"` with the steps in between filled in.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no such list.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        if "..." not in parts:
+            return [float(part) for part in parts]
+        place = parts.index("...")
+        first, second, last = float(parts[place - 2]), float(parts[place - 1]), float(parts[place + 1])
+        steps = round((last - second) / (second - first))
+        if place < 2 or steps < 1 or abs(second + steps * (second - first) - last) > 1e-9:
+            raise ValueError(text)
+        between = [round(second + k * (second - first), 10) for k in range(1, steps)]
+        return [float(p) for p in parts[:place]] + between + [float(p) for p in parts[place + 1 :]]
+    except (ValueError, IndexError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of strengths such as 0,0.5,1 or 0,0.2,...,1") from None
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", required=True, help="folder or Hub name of the base model; smollm2: the quick start's"
+    )
+    parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16 or auto")
+
+
+def add_questions(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--questions",
+        action="append",
+        required=required,
+        metavar="Q",
+        help="pronouns, coreference, winobias:FILE, winobias-open:FILE, winogender:FILE, synthbias:FILE, bbq:FILE, or "
+        "a .json or .jsonl file of rows; may be given several times",
+    )
+    parser.add_argument("--occupations", help="csv with occupation and share_women (percent) or majority")
+    parser.add_argument(
+        "--held-out-occupations",
+        action="store_true",
+        help="of a builder: train without one occupation in five, measure on those alone",
+    )
+    parser.add_argument("--chat", action="store_true", help="prompts as messages for an instruction-tuned model")
+    parser.add_argument("--limit", type=int, help="about how many questions to use, evenly spaced")

@@ -1,0 +1,1 @@
+"""The quick start: a real pretrained model from PyPI, debiased in minutes."""

@@ -1,0 +1,74 @@
+"""What holds the steering back: the l1 term's proximal step and the multiplier that keeps the KL under its cap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+
+@torch.no_grad()
+def soft_threshold_(parameters: Iterable[torch.Tensor], amount: float) -> None:
+    """
+    Proximal step of `amount * |x|_1`, in place: x -> sign(x) max(|x| - amount, 0). Unlike a gradient of the norm it
+    gives exact zeros.
+
+    Args:
+        parameters (`Iterable[torch.Tensor]`): any shapes.
+        amount (`float`): learning rate times the coefficient of the l1 term, at least 0.
+    """
+    for x in parameters:
+        x.copy_(torch.nn.functional.softshrink(x, amount))
+
+
+@torch.no_grad()
+def sparsity(vectors: Iterable[tuple[torch.Tensor, ...]]) -> tuple[float, float]:
+    """
+    How sparse the pairs of the sites are.
+
+    Args:
+        vectors (`Iterable[tuple[torch.Tensor, ...]]`): per site its slope and shift, each of shape `(d,)`.
+
+    Returns:
+        The share of neurons (features of a site) whose slope and shift are exactly zero, and |a|_1 + |b|_1 over all.
+
+    Raises:
+        ValueError: there is no site.
+    """
+    # Of a model that FSDP shards each process holds a part (DTensor).
+    sites = [[v.full_tensor() if hasattr(v, "full_tensor") else v for v in site] for site in vectors]
+    if not sites:
+        raise ValueError("There is no steered site.")
+    still = sum(int(torch.stack([v == 0 for v in site]).all(0).sum()) for site in sites)
+    l1 = sum(float(v.abs().sum()) for site in sites for v in site)
+    return still / sum(site[0].numel() for site in sites), l1
+
+
+def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """
+    KL(p || q) of whole distributions, exact.
+
+    Args:
+        log_p (`torch.Tensor`): log-probabilities, shape `(..., vocabulary)`.
+        log_q (`torch.Tensor`): log-probabilities of the same shape.
+
+    Returns:
+        `torch.Tensor`: shape `(...)`, in nats.
+    """
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def updated_multiplier(multiplier: float, kl: float, max_kl: float, rate: float) -> float:
+    """
+    One step of dual ascent on KL <= max_kl: the multiplier rises while the KL is above the cap and falls below it.
+
+    Args:
+        multiplier (`float`): the present one, at least 0.
+        kl (`float`): measured KL(steered || base), in nats.
+        max_kl (`float`): the cap, above 0.
+        rate (`float`): change per step and per unit of relative violation (kl / max_kl - 1), which is cut off at 1.
+
+    Returns:
+        `float`: the new multiplier, at least 0.
+    """
+    return max(0.0, multiplier + rate * min(kl / max_kl - 1, 1.0))

@@ -1,0 +1,217 @@
+"""
+The fairness reward: an answer is paid for moving the model towards the fair share of its occupation.
+
+The paper's reward (section 4) is -1 for the status that the current model gives most often for the occupation and +1
+otherwise. Here it is written for shares p_1..p_k of k groups: r(g) = -sign(p_g - 1/k), which for k = 2 is the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+import torch
+from accelerate.utils import gather_object
+from transformers.utils import logging
+
+from ..answers import read_answer
+
+
+logger = logging.get_logger(__name__)
+
+
+def group_rewards(shares: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """
+    The reward of an answer by its group.
+
+    Args:
+        shares (`torch.Tensor`): shares of the groups among the answers for an occupation, shape `(..., k)`, summing to
+            1 over the groups.
+        smoothing (`float`, defaults to 0): imbalance below which the reward shrinks in proportion, in [0, 2]; 0 gives
+            the sign. The imbalance of two groups is p_pro - p_anti.
+
+    Returns:
+        `torch.Tensor`: shape `(..., k)`, in [-1, 1].
+    """
+    deviation = 2 * (shares - 1 / shares.shape[-1])  # for two groups: p_pro - p_anti and its negative
+    return -deviation.sign() if smoothing == 0 else -(deviation / smoothing).clamp(-1, 1)
+
+
+def occupation_shares(probabilities: torch.Tensor, occupations: torch.Tensor, count: int) -> torch.Tensor:
+    """
+    Shares of the groups per occupation.
+
+    Args:
+        probabilities (`torch.Tensor`): per question the probability (or count) of each group, shape `(questions, k)`.
+        occupations (`torch.Tensor`): index of each question's occupation, shape `(questions,)`.
+        count (`int`): number of occupations.
+
+    Returns:
+        `torch.Tensor`: shape `(count, k)`; 1/k where nothing was answered.
+    """
+    sums = probabilities.new_zeros(count, probabilities.shape[1]).index_add(0, occupations, probabilities)
+    total = sums.sum(-1, keepdim=True)
+    return torch.where(total > 0, sums / total.clamp(min=torch.finfo(sums.dtype).tiny), 1 / sums.shape[1])
+
+
+def imbalance(shares: torch.Tensor) -> torch.Tensor:
+    """Bias of an occupation, sum over its groups of |p_g - 1/k|: for two |p_pro - p_anti|. In: shape `(..., k)`."""
+    return (shares - 1 / shares.shape[-1]).abs().sum(-1)
+
+
+class FairnessReward:
+    """
+    The fairness reward as a reward function of TRL, for any trainer that samples answers.
+
+    It counts, over the answers of all processes, what the current model says per occupation, and pays each answer by
+    [`group_rewards`]. The dataset must have the columns `occupation`, `answers` and `meanings`, and may have `right`
+    (rows with a right answer are not rewarded: 0 for all answers, so that only a KL term counts).
+
+    Args:
+        groups (`Sequence[str]`, defaults to `("pro", "anti")`): the meanings that answers can have.
+        abstain_reward (`float`, *optional*, defaults to -1): reward of giving none of the answers or several. The
+            paper's formula reads as +1, which rewards refusing. `None` leaves such answers out.
+        smoothing (`float`, defaults to 0.1): see [`group_rewards`].
+        memory (`float`, defaults to 0.9): share of the earlier counts that is kept at each step, in [0, 1).
+        weights (`Mapping[str, float]`, *optional*): weight per occupation, N / (K n_o) for n_o of N rows and K
+            occupations, so that each occupation counts the same (the assumption of the paper's theorem 1).
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    __name__ = "fairness_reward"  # TRL names its metrics by it
+
+    def __init__(
+        self,
+        groups: Sequence[str] = ("pro", "anti"),
+        abstain_reward: Optional[float] = -1.0,
+        smoothing: float = 0.1,
+        memory: float = 0.9,
+        weights: Optional[Mapping[str, float]] = None,
+    ) -> None:
+        if len(set(groups)) < 2 or len(set(groups)) < len(groups):
+            raise ValueError(f"groups={list(groups)!r}: give at least two different groups.")
+        if not 0 <= smoothing <= 2:
+            raise ValueError(f"smoothing={smoothing!r}: give an imbalance in [0, 2].")
+        if not 0 <= memory < 1:
+            raise ValueError(f"memory={memory!r}: give a share in [0, 1).")
+        self.groups = tuple(groups)
+        self.abstain_reward = abstain_reward
+        self.smoothing = smoothing
+        self.memory = memory
+        self.weights = dict(weights) if weights is not None else {}
+        self.counts: dict[str, list[float]] = {}
+        # What was observed last, as it was said: occupation and per group count or probability.
+        self.latest: list[tuple[str, list[float]]] = []
+
+    def observe(self, answers: Sequence[tuple[str, Sequence[float]]]) -> None:
+        """
+        Take answers into the counts, without paying them: also a warm start from a first pass.
+
+        Args:
+            answers (`Sequence[tuple[str, Sequence[float]]]`): occupation and, per group, the count or probability of
+                its answers (all 0 for an abstention), of this process; they are gathered from all.
+        """
+        self.latest = gather_object([(occupation, list(values)) for occupation, values in answers])
+        for counts in self.counts.values():
+            counts[:] = [self.memory * value for value in counts]
+        for occupation, values in self.latest:
+            counts = self.counts.setdefault(occupation, [0.0] * len(self.groups))
+            counts[:] = [old + new for old, new in zip(counts, values)]
+
+    def shares(self, occupation: str) -> list[float]:
+        """The groups' shares of an occupation's counted answers; equal shares where nothing was counted."""
+        counts = self.counts.get(occupation, [0.0] * len(self.groups))
+        total = sum(counts)
+        return [value / total if total else 1 / len(self.groups) for value in counts]
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        occupation: Sequence[str],
+        answers: Sequence[Sequence[str]],
+        meanings: Sequence[Sequence[str]],
+        right: Optional[Sequence[Optional[int]]] = None,
+        log_metric: Any = None,
+        log_extra: Any = None,
+        **kwargs: Any,
+    ) -> list[Optional[float]]:
+        """
+        Rewards of a batch of completions (the signature of TRL's reward functions).
+
+        Returns:
+            `list[Optional[float]]`: one reward per completion.
+
+        Raises:
+            ValueError: a meaning is not one of the groups.
+        """
+        rights = right if right is not None else [None] * len(completions)
+        given: list[Optional[str]] = []
+        for completion, options, groups in zip(completions, answers, meanings):
+            unknown = set(groups) - set(self.groups)
+            if unknown:
+                raise ValueError(f"The meaning {unknown.pop()!r} is none of the groups {', '.join(self.groups)}.")
+            text = completion if isinstance(completion, str) else completion[-1]["content"]
+            index = read_answer(text, options)
+            given.append(None if index is None else groups[index])
+        open_rows = [(o, g) for o, g, r in zip(occupation, given, rights) if r is None]
+        self.observe([(o, [float(g == group) for group in self.groups]) for o, g in open_rows])
+        shares = {name: torch.tensor(self.shares(name)) for name in set(occupation)}
+        rewards: list[Optional[float]] = []
+        for name, group, r in zip(occupation, given, rights):
+            if r is not None:
+                rewards.append(0.0)
+            elif group is None:
+                rewards.append(
+                    None if self.abstain_reward is None else self.abstain_reward * self.weights.get(name, 1.0)
+                )
+            else:
+                reward = float(group_rewards(shares[name], self.smoothing)[self.groups.index(group)])
+                rewards.append(reward * self.weights.get(name, 1.0))
+        if log_metric is not None and open_rows:
+            log_metric("abstention", sum(g is None for _, g in open_rows) / len(open_rows))
+            log_metric("per_occupation_bias", self.bias())
+        if log_extra is not None:
+            log_extra("occupation", list(occupation))
+            log_extra("status", [g or "abstain" for g in given])
+        return rewards
+
+    def bias(self) -> float:
+        """Mean imbalance over the occupations counted so far; NaN where nothing was counted."""
+        counted = [name for name, counts in self.counts.items() if sum(counts) > 0]
+        if not counted:
+            return float("nan")
+        return float(imbalance(torch.tensor([self.shares(name) for name in counted])).mean())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts, for a checkpoint."""
+        return {"groups": list(self.groups), "counts": {name: list(values) for name, values in self.counts.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """
+        Take up the counts of a checkpoint.
+
+        Raises:
+            ValueError: they were made with other groups.
+        """
+        if list(state["groups"]) != list(self.groups):
+            raise ValueError(f"The checkpoint counts {state['groups']}, this reward {list(self.groups)}.")
+        self.counts = {name: list(values) for name, values in state["counts"].items()}
+
+
+def occupation_weights(occupations: Sequence[str]) -> dict[str, float]:
+    """
+    Weights N / (K n_o) that make each occupation count the same.
+
+    Args:
+        occupations (`Sequence[str]`): the occupation of each row.
+
+    Returns:
+        `dict[str, float]`: weight per occupation, of mean 1 over the rows.
+    """
+    counts: dict[str, int] = {}
+    for name in occupations:
+        counts[name] = counts.get(name, 0) + 1
+    return {name: len(occupations) / (len(counts) * n) for name, n in counts.items()}
