@@ -5,48 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
-from peft import PeftConfig
-from safetensors.torch import load_file
-
 from .evaluation import format_table, load_report
 from .objective.penalties import sparsity
-from .tuner import DSOConfig
+from .tuner.files import read_adapter
 
 
+__all__ = ["REPORT", "describe", "read_adapter"]
 REPORT = "dso_report.json"  # beside the adapter: what was measured of it
-
-
-def read_adapter(folder: str | os.PathLike[str]) -> tuple[DSOConfig, dict[str, dict[str, torch.Tensor]]]:
-    """
-    The configuration and the vectors of the adapter in a folder, without its base model.
-
-    Args:
-        folder (`str`): with adapter_config.json and adapter_model.safetensors.
-
-    Returns:
-        The configuration, and by site its `slope` and `shift`, each of shape `(d,)`.
-
-    Raises:
-        ValueError: the folder holds no DSO adapter in safetensors.
-    """
-    path = Path(folder)
-    if not (path / "adapter_config.json").is_file():
-        raise ValueError(f"{path} holds no adapter_config.json: give the folder of a saved adapter.")
-    config = PeftConfig.from_pretrained(path)
-    if not isinstance(config, DSOConfig):
-        raise ValueError(f"{path} holds an adapter of type {config.peft_type}, not DSO.")
-    file = path / "adapter_model.safetensors"
-    if not file.is_file():
-        raise ValueError(f"{path} holds no adapter_model.safetensors.")
-    sites: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in sorted(load_file(file).items()):
-        site, dot, vector = key.rpartition(".dso_affine.")
-        if dot:
-            sites.setdefault(site.removeprefix("base_model.model."), {})[vector] = tensor
-    if not sites:
-        raise ValueError(f"{file} holds no slope and no shift.")
-    return config, sites
 
 
 def describe(folder: str | os.PathLike[str]) -> str:

@@ -20,7 +20,7 @@ BASE = build("llama")
 IDS = torch.tensor([[4, 5, 6, 7]])
 REFUSALS = (ValueError, TypeError, KeyError, AttributeError, OSError, SafetensorError, RuntimeError)
 FIELDS = [field.name for field in dataclasses.fields(DSOConfig)]
-slow = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+examples = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats() | st.text(max_size=12),
@@ -60,7 +60,8 @@ def load_or_refuse(folder):
     return model
 
 
-@slow
+@pytest.mark.slow
+@examples
 @given(changes=st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=10), json_values, min_size=1, max_size=3))
 def test_configs(folder, good, changes):
     config, weights = good
@@ -69,7 +70,8 @@ def test_configs(folder, good, changes):
     load_or_refuse(folder)
 
 
-@slow
+@pytest.mark.slow
+@examples
 @given(text=st.text(max_size=60) | st.binary(max_size=60).map(lambda b: b.decode("latin-1")))
 def test_configs_that_are_no_json(folder, good, text):
     (folder / "adapter_model.safetensors").write_bytes(good[1])
@@ -85,7 +87,8 @@ def with_header(weights, change):
     return struct.pack("<Q", len(text)) + text + weights[8 + size :]
 
 
-@slow
+@pytest.mark.slow
+@examples
 @given(
     place=st.integers(0, 7),
     key=st.sampled_from(["dtype", "shape", "data_offsets", None]),
@@ -101,14 +104,17 @@ def test_headers(folder, good, place, key, value):
         else:
             header[name][key] = value
 
-    (folder / "adapter_config.json").write_text(json.dumps({**json.loads(config), "weights_sha256": None}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({**json.loads(config), "weights_sha256": None, "vectors_sha256": None})
+    )
     changed = with_header(weights, change)
     (folder / "adapter_model.safetensors").write_bytes(changed)
     if load_or_refuse(folder) is not None:
         assert key == "data_offsets" or changed == with_header(weights, lambda header: None)
 
 
-@slow
+@pytest.mark.slow
+@examples
 @given(cut=st.integers(0, 3000), byte=st.integers(0, 255), where=st.integers(0, 3000))
 def test_bytes(folder, good, cut, byte, where):
     """Cut off or changed anywhere: the checksum tells."""

@@ -11,7 +11,8 @@ from peft import PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model,
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from peft_dso import DSOConfig, DSOLayer
+from peft_dso import DSOConfig, DSOLayer, find_sites
+from peft_dso.tuner.files import read_adapter
 
 
 KEY = "base_model.model.model.layers.1.input_layernorm.dso_affine.slope"
@@ -27,7 +28,7 @@ def edit(folder, change):
     tensors = load_file(folder / "adapter_model.safetensors")
     change(tensors)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    edit_config(folder, weights_sha256=None)  # as somebody would who changes the file on purpose
+    edit_config(folder, weights_sha256=None, vectors_sha256=None)  # as somebody would who changes the file on purpose
 
 
 def edit_config(folder, **changes):
@@ -43,8 +44,73 @@ def test_a_changed_file_is_refused(folder):
     path.write_bytes(data)
     with pytest.raises(ValueError, match="sha256 differs"):
         PeftModel.from_pretrained(build("llama"), folder)
-    edit_config(folder, weights_sha256=None)
+    edit_config(folder, weights_sha256=None, vectors_sha256=None)
     PeftModel.from_pretrained(build("llama"), folder)
+
+
+def flip(folder):
+    path = folder / "adapter_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_loaders_that_do_not_say_which_file_they_read_notice_it_too(folder):
+    """transformers' `load_adapter`, and PEFT with a config of the caller's."""
+    x = torch.arange(3, 8)[None]
+    expected = PeftModel.from_pretrained(build("llama"), folder)(x).logits
+
+    def by_transformers():
+        model = build("llama")
+        model.load_adapter(str(folder))
+        return model
+
+    def by_config():
+        return PeftModel.from_pretrained(build("llama"), folder, config=PeftConfig.from_pretrained(folder))
+
+    for load in (by_transformers, by_config):
+        torch.testing.assert_close(load()(x).logits, expected)
+    flip(folder)
+    for load in (by_transformers, by_config):
+        with pytest.raises(ValueError, match="vectors_sha256"):
+            load()(x)
+    with pytest.raises(ValueError, match="weights_sha256"):
+        read_adapter(folder)
+
+
+def test_an_adapter_may_be_changed_once_it_is_loaded(folder):
+    model = PeftModel.from_pretrained(build("llama"), folder)
+    model.base_model.prune(0.5)
+    model(torch.arange(3, 8)[None])
+    pruned = {key: value / 2 for key, value in load_file(folder / "adapter_model.safetensors").items()}
+    set_peft_model_state_dict(model, pruned)
+    model(torch.arange(3, 8)[None])
+    model.save_pretrained(folder)
+    PeftModel.from_pretrained(build("llama"), folder, config=PeftConfig.from_pretrained(folder))
+
+
+def test_sites_come_in_the_order_of_the_blocks(tmp_path):
+    model = get_peft_model(other(num_hidden_layers=12), DSOConfig(init_weights=False))
+    model.save_pretrained(tmp_path)
+    config, sites = read_adapter(tmp_path)
+    assert list(sites) == [site.name for site in find_sites(other(num_hidden_layers=12))]
+    assert isinstance(config, DSOConfig) and set(sites["model.layers.10.input_layernorm"]) == {"slope", "shift"}
+
+
+def test_only_the_card_that_peft_has_just_made_is_introduced(tmp_path):
+    get_peft_model(build("llama"), DSOConfig()).save_pretrained(tmp_path / "fresh")
+    card = (tmp_path / "fresh" / "README.md").read_text()
+    assert card.count("import peft_dso  # first") == 1 and "- dso" in card
+    DSOConfig().save_pretrained(tmp_path / "fresh")
+    assert (tmp_path / "fresh" / "README.md").read_text() == card
+    for i, mine in enumerate(
+        [b"# My project\n", b"---\nlibrary_name: peft\n---\n# Mine", b"---\n: [\n---\n", b"\xff\r\n"]
+    ):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        (folder / "README.md").write_bytes(mine)
+        DSOConfig().save_pretrained(folder)
+        assert (folder / "README.md").read_bytes() == mine
 
 
 CHANGES = {
@@ -151,6 +217,13 @@ def test_config_from_json(folder):
 def test_hostile_configs(folder, changes, message):
     edit_config(folder, base_fingerprint=None, **changes)
     with pytest.raises(ValueError, match=message):
+        PeftModel.from_pretrained(build("llama"), folder)
+
+
+@pytest.mark.parametrize("wrong", [{"base_fingerprint": [True]}, {"weights_sha256": 3}, {"vectors_sha256": {}}])
+def test_what_is_filled_in_has_a_type(folder, wrong):
+    edit_config(folder, **wrong)
+    with pytest.raises(TypeError, match=next(iter(wrong))):
         PeftModel.from_pretrained(build("llama"), folder)
 
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Optional, Union
 
-from huggingface_hub import constants, file_exists, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft.config import PeftConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
-from .card import introduce
+from .files import check_weights, introduce, weights_hashes
 from .registration import DSO
 
 
@@ -54,8 +48,12 @@ class DSOConfig(PeftConfig):
             Filled in when the adapter is created; a base model that differs is refused when the adapter is loaded.
         weights_sha256 (`str`, *optional*):
             Of adapter_model.safetensors, filled in when the adapter is saved; a file that differs is refused.
+        vectors_sha256 (`str`, *optional*):
+            Of the vectors in it, for loaders that do not say which file they read (transformers' `load_adapter`, PEFT
+            with a `config` of the caller's): vectors that differ are refused, at the latest on their first use.
 
     Raises:
+        TypeError: one of the fields that are filled in holds something of another type.
         ValueError: a strength is not finite, neither slope nor shift is learned, or `layers_pattern` is given without
             `layers_to_transform`.
     """
@@ -89,6 +87,10 @@ class DSOConfig(PeftConfig):
         default=None, metadata={"help": "Filled in on saving: sha256 of the file with the vectors."}
     )
 
+    vectors_sha256: Optional[str] = field(
+        default=None, metadata={"help": "Filled in on saving: sha256 of the vectors themselves."}
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = DSO
@@ -105,6 +107,11 @@ class DSOConfig(PeftConfig):
             raise ValueError(
                 f"layers_pattern={self.layers_pattern!r} needs layers_to_transform: it only says where they count."
             )
+        for name, kind in (("base_fingerprint", dict), ("weights_sha256", str), ("vectors_sha256", str)):
+            if not isinstance(getattr(self, name), (kind, type(None))):
+                raise TypeError(
+                    f"{name} is filled in by peft_dso and must be a {kind.__name__}: {getattr(self, name)!r}."
+                )
         values = (
             self.steering_strength.values() if isinstance(self.steering_strength, dict) else [self.steering_strength]
         )
@@ -119,20 +126,12 @@ class DSOConfig(PeftConfig):
         Raises:
             ValueError: the tensors were written as a pickle (`safe_serialization=False`), which is never read.
         """
-        if os.path.isfile(os.path.join(save_directory, WEIGHTS_NAME)):
-            raise ValueError(
-                f"{save_directory} holds {WEIGHTS_NAME}, a pickle. DSO adapters are saved and read as safetensors "
-                "only: delete it and save with safe_serialization=True."
-            )
-        weights = os.path.join(save_directory, SAFETENSORS_WEIGHTS_NAME)
-        self.weights_sha256 = _sha256(weights) if os.path.isfile(weights) else None
+        self.weights_sha256, self.vectors_sha256 = weights_hashes(save_directory)
         try:
             super().save_pretrained(save_directory, **kwargs)
         finally:
-            self.weights_sha256 = None  # it belongs to that file alone
-        card = Path(save_directory) / "README.md"
-        if card.is_file():
-            introduce(card, self.steering_strength)
+            self.weights_sha256 = self.vectors_sha256 = None  # they belong to that file alone
+        introduce(save_directory, self.steering_strength)
 
     @classmethod
     def from_pretrained(
@@ -146,62 +145,5 @@ class DSOConfig(PeftConfig):
                 that was saved with the configuration.
         """
         config: DSOConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-        where = (pretrained_model_name_or_path, subfolder, kwargs)
-        file = _local_file(SAFETENSORS_WEIGHTS_NAME, *where)
-        if file is None and _has_file(WEIGHTS_NAME, *where):
-            raise ValueError(
-                f"{pretrained_model_name_or_path} holds {WEIGHTS_NAME}, a pickle, and no {SAFETENSORS_WEIGHTS_NAME}. "
-                "DSO adapters are read from safetensors only: ask its author to save it with save_pretrained."
-            )
-        if file is not None and config.weights_sha256 and _sha256(file) != config.weights_sha256:
-            if os.path.isdir(pretrained_model_name_or_path) or kwargs.get("local_files_only"):
-                again = file
-            else:  # what lies in the cache may be broken: once more
-                again = _local_file(SAFETENSORS_WEIGHTS_NAME, *where, force_download=True) or file
-            if _sha256(again) != config.weights_sha256:
-                raise ValueError(
-                    f"{SAFETENSORS_WEIGHTS_NAME} of {pretrained_model_name_or_path} is not what was saved with "
-                    "adapter_config.json: its sha256 differs (weights_sha256). It was cut off or changed: get it "
-                    "again, or, if it was changed on purpose, remove weights_sha256 from adapter_config.json."
-                )
+        check_weights(str(pretrained_model_name_or_path), config.weights_sha256, subfolder, kwargs)
         return config
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _hub_path(name: str, subfolder: Optional[str]) -> str:
-    return f"{subfolder}/{name}" if subfolder else name
-
-
-def _has_file(name: str, folder_or_repo: str, subfolder: Optional[str], kwargs: dict[str, Any]) -> bool:
-    """Whether a local folder, or else a repository of the Hub, holds a file."""
-    if os.path.isdir(folder_or_repo):
-        return os.path.isfile(os.path.join(folder_or_repo, subfolder or "", name))
-    path = _hub_path(name, subfolder)
-    where = {key: kwargs[key] for key in ("revision", "cache_dir") if kwargs.get(key) is not None}
-    if isinstance(try_to_load_from_cache(folder_or_repo, path, **where), str):
-        return True
-    if constants.HF_HUB_OFFLINE or kwargs.get("local_files_only"):
-        return False
-    return file_exists(folder_or_repo, path, revision=kwargs.get("revision"), token=kwargs.get("token"))
-
-
-def _local_file(
-    name: str, folder_or_repo: str, subfolder: Optional[str], kwargs: dict[str, Any], **options: Any
-) -> Optional[str]:
-    """The path of a file of a local folder, or of the Hub's cache after a download; `None` where there is none."""
-    if os.path.isdir(folder_or_repo):
-        path = os.path.join(folder_or_repo, subfolder or "", name)
-        return path if os.path.isfile(path) else None
-    where = {
-        key: kwargs[key]
-        for key in ("revision", "cache_dir", "token", "force_download", "local_files_only")
-        if kwargs.get(key) is not None
-    }
-    try:
-        return hf_hub_download(folder_or_repo, _hub_path(name, subfolder), **{**where, **options})
-    except (EntryNotFoundError, LocalEntryNotFoundError):
-        return None

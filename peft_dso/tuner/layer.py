@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import torch
@@ -11,7 +12,59 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from .config import DSOConfig
+from .files import vectors_sha256
 from .sites import is_norm, norm_width
+
+
+@dataclass
+class Expected:
+    """
+    What is still to be loaded into the pairs of an adapter. What loads it need not notice a missing or a broken tensor
+    (transformers' `load_adapter` only reports it), so that the first use checks the values.
+
+    Args:
+        sha256 (`str`, *optional*): of the vectors that were saved (see [`~files.vectors_sha256`]).
+        affines (`list[DSOAffine]`): the pairs of the adapter, at all sites.
+    """
+
+    sha256: Optional[str] = None
+    affines: list[DSOAffine] = field(default_factory=list)
+
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: a value is NaN or infinite, or the vectors are not those that were saved.
+        """
+        vectors = [(name, p) for affine in self.affines for name, p in affine.named_parameters()]
+        for name, parameter in vectors:
+            if not parameter.isfinite().all():
+                raise ValueError(
+                    f"The DSO adapter was not loaded whole, or is broken: a {name} is missing or holds NaN or "
+                    "infinity. Load it from a complete folder."
+                )
+        self.compare(vectors)
+        for affine in self.affines:
+            affine.expected = None
+
+    def compare(self, vectors: Sequence[tuple[str, torch.Tensor]]) -> None:
+        """
+        Compare vectors with those that were saved, once: afterwards the adapter may be changed.
+
+        Raises:
+            ValueError: they differ.
+        """
+        # A process of several may hold a part of them only; a cast to another dtype has other bytes.
+        whole = all(type(v.data) is torch.Tensor and not v.is_meta and v.numel() for _, v in vectors)
+        if not whole or any(v.dtype != torch.float32 for _, v in vectors):
+            return
+        if self.sha256 and vectors_sha256(vectors) != self.sha256:
+            raise ValueError(
+                "The vectors of the DSO adapter are not those that were saved with adapter_config.json: their sha256 "
+                "differs (vectors_sha256). The file was changed, or something else was loaded into the adapter: get "
+                "it again, or, if it was changed on purpose, remove weights_sha256 and vectors_sha256 from "
+                "adapter_config.json."
+            )
+        self.sha256 = None
 
 
 class DSOAffine(nn.Module):
@@ -44,30 +97,15 @@ class DSOAffine(nn.Module):
                 vector.normal_(std=0.1)
             self.register_parameter(name, nn.Parameter(vector) if learned else None)
         self.register_buffer("strength", torch.tensor(float(strength), dtype=torch.float32), persistent=False)
-        self.checked = True
+        self.expected: Optional[Expected] = None
 
-    def expect_values(self) -> None:
-        """
-        Make the pair unusable until it is loaded: what loads it need not notice a missing or a broken tensor
-        (transformers' `load_adapter` only reports it), so that the first use checks the values.
-        """
-        self.checked = False
+    def expect_values(self, expected: Expected) -> None:
+        """Make the pair unusable until values are loaded into it (see [`Expected`])."""
+        self.expected = expected
+        expected.affines.append(self)
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.fill_(torch.nan)
-
-    def check_values(self) -> None:
-        """
-        Raises:
-            ValueError: a value is NaN or infinite.
-        """
-        for name, parameter in self.named_parameters():
-            if not parameter.isfinite().all():
-                raise ValueError(
-                    f"The DSO adapter was not loaded whole, or is broken: a {name} is missing or holds NaN or "
-                    "infinity. Load it from a complete folder."
-                )
-        self.checked = True
 
     def delta(self, h: torch.Tensor) -> torch.Tensor:
         """a * h + b for `h` of shape `(..., d)`, in float32 or the wider dtype of `h`."""
@@ -122,7 +160,7 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         rows (`str`): how the rows of a batch stand in the input: `"first"` (the first dimension), `"flat"` (the first
             dimension too, but two-dimensional inputs are sequences laid end to end, as OPT feeds its second norm), or
             `"none"` (a tower's patches; no strength per row is possible).
-        expects_values (`bool`): the vectors are about to be loaded (see [`DSOAffine.expect_values`]).
+        expected (`Expected`, *optional*): the vectors are about to be loaded.
 
     Raises:
         TypeError: `base_layer` is no norm over the last dimension.
@@ -148,7 +186,7 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         config: DSOConfig,
         strength: float = 1.0,
         rows: str = "first",
-        expects_values: bool = False,
+        expected: Optional[Expected] = None,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -165,15 +203,15 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         self._trainable: Optional[dict[str, bool]] = None
         self._disable_adapters = False
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config, strength, expects_values)
+        self.update_layer(adapter_name, config, strength, expected)
 
     def update_layer(
-        self, adapter_name: str, config: DSOConfig, strength: float = 1.0, expects_values: bool = False
+        self, adapter_name: str, config: DSOConfig, strength: float = 1.0, expected: Optional[Expected] = None
     ) -> None:
         """Add the adapter `adapter_name` to this site; it becomes trainable if it is active."""
         affine = DSOAffine(self.out_features, config, strength)
-        if expects_values:
-            affine.expect_values()
+        if expected is not None:
+            affine.expect_values(expected)
         device = self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
         if device is not None and device.type != "meta":
             affine.strength = affine.strength.to(device)
@@ -219,8 +257,8 @@ class DSOLayer(nn.Module, BaseTunerLayer):
             return h
         steered = h
         for affine in self.active_affines():
-            if not torch.compiler.is_compiling() and not affine.checked:
-                affine.check_values()
+            if affine.expected is not None and not torch.compiler.is_compiling():
+                affine.expected.check()
             strength = affine.strength
             if strength.dim():
                 strength = self._per_row(strength, h)

@@ -15,7 +15,8 @@ from torch import nn
 
 from . import strength as _strength
 from .config import DSOConfig
-from .layer import DSOLayer
+from .files import pair_vectors
+from .layer import DSOLayer, Expected
 from .sites import default_site_names, find_sites, fingerprint, in_language_backbone, is_target
 
 
@@ -57,7 +58,7 @@ class DSOModel(BaseTuner):
     prefix: str = "dso_"
     tuner_layer_cls = DSOLayer
     target_module_mapping: dict[str, list[str]] = {}
-    _expects_values = False
+    _expected: Optional[Expected] = None
 
     # --- injection ---------------------------------------------------------------------------------------------------
 
@@ -77,8 +78,8 @@ class DSOModel(BaseTuner):
                     "make a new DSOConfig."
                 )
         sites = find_sites(self.model, peft_config)  # raises before anything is changed
-        # A fingerprint comes with a saved config, whose vectors must follow (see DSOAffine.expect_values).
-        self._expects_values = expected is not None and peft_config.inference_mode
+        # A fingerprint comes with a saved config, whose vectors must follow (see Expected).
+        self._expected = Expected(peft_config.vectors_sha256) if expected and peft_config.inference_mode else None
         peft_config.base_fingerprint = found
         if peft_config.target_modules is None:
             peft_config.target_modules = default_site_names(self.model)  # type: ignore[assignment]  # a set, as in PEFT
@@ -113,13 +114,13 @@ class DSOModel(BaseTuner):
             strength = _strength.pattern_value(strength, current_key)
             strength = 1.0 if strength is None else strength
         if isinstance(target, DSOLayer):
-            target.update_layer(adapter_name, peft_config, strength, self._expects_values)
+            target.update_layer(adapter_name, peft_config, strength, self._expected)
             return
         if not in_language_backbone(self.model, current_key):
             rows = "none"
         else:
             rows = "flat" if hasattr(getattr(self.model, "config", None), "model_type") else "first"
-        layer = DSOLayer(target, adapter_name, peft_config, strength, rows, self._expects_values)
+        layer = DSOLayer(target, adapter_name, peft_config, strength, rows, self._expected)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -355,19 +356,19 @@ class DSOModel(BaseTuner):
         remapped: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        expected = {
+        layers = {n: m for n, m in _strength.dso_layers(model).items() if adapter_name in m.dso_affine}
+        wanted = {
             f"{site}.dso_affine.{adapter_name}.{vector}": parameter
-            for site, layer in _strength.dso_layers(model).items()
-            if adapter_name in layer.dso_affine
+            for site, layer in layers.items()
             for vector, parameter in layer.dso_affine[adapter_name].named_parameters()
         }
         present = model.state_dict().keys() | {f"base_model.model.{key}" for key in model.state_dict()}
-        problems = [f"{key} is missing" for key in expected if key not in remapped]
+        problems = [f"{key} is missing" for key in wanted if key not in remapped]
         problems += [f"{key} does not belong to this adapter and base model" for key in remapped if key not in present]
-        for key in expected.keys() & remapped.keys():
+        for key in wanted.keys() & remapped.keys():
             tensor = remapped[key]
-            if tensor.shape != expected[key].shape:
-                problems.append(f"{key} has shape {tuple(tensor.shape)} instead of {tuple(expected[key].shape)}")
+            if tensor.shape != wanted[key].shape:
+                problems.append(f"{key} has shape {tuple(tensor.shape)} instead of {tuple(wanted[key].shape)}")
             elif not tensor.is_floating_point():
                 problems.append(f"{key} holds {tensor.dtype}, not floating-point numbers")
             elif not tensor.is_meta and not tensor.isfinite().all():
@@ -375,6 +376,10 @@ class DSOModel(BaseTuner):
         if problems:
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise ValueError("The DSO adapter does not fit: " + "; ".join(sorted(problems)[:5]) + more + ".")
+        pending = (layer.dso_affine[adapter_name].expected for layer in layers.values())
+        expected = next((found for found in pending if found is not None), None)
+        if expected is not None:
+            expected.compare(pair_vectors(state_dict))
         return remapped
 
 
