@@ -1,9 +1,10 @@
-"""A base model with its tokenizer or processor, as the command line loads it."""
+"""A base model with its tokenizer or processor, with an adapter or without, as the command line loads it."""
 
 from __future__ import annotations
 
 from typing import Any, Optional
 
+import torch
 from peft import PeftModel
 from transformers import (
     AutoConfig,
@@ -16,12 +17,21 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from .demo.model import smollm2_folder
+from .tuner import DSOConfig
 
 
 SMOLLM2 = "smollm2"
 
 
-def load_base(name: str, dtype: str = "float32", revision: Optional[str] = None) -> tuple[PreTrainedModel, Any]:
+def best_device() -> torch.device:
+    """The accelerator of this machine, or the CPU where there is none."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if accelerator is None else accelerator
+
+
+def load_base(
+    name: str, dtype: str = "float32", revision: Optional[str] = None, device: Optional[str] = "cpu"
+) -> tuple[PreTrainedModel, Any]:
     """
     Load a base model.
 
@@ -29,6 +39,7 @@ def load_base(name: str, dtype: str = "float32", revision: Optional[str] = None)
         name (`str`): a folder or a name on the Hub; `"smollm2"` is the model of the quick start.
         dtype (`str`, defaults to `"float32"`): such as `"bfloat16"` or `"auto"`.
         revision (`str`, *optional*): branch, tag or commit.
+        device (`str`, *optional*, defaults to `"cpu"`): such as `"cuda:1"`; `None` is [`best_device`].
 
     Returns:
         The model in evaluation mode, and its tokenizer, padding on the left, or the processor of a vision-language
@@ -36,25 +47,37 @@ def load_base(name: str, dtype: str = "float32", revision: Optional[str] = None)
 
     Raises:
         OSError: there is no such model.
+        RuntimeError: there is no such device.
     """
+    target = best_device() if device is None else torch.device(device)
     folder = str(smollm2_folder()) if name == SMOLLM2 else name
     config = AutoConfig.from_pretrained(folder, revision=revision)
-    if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, revision=revision)
+    pictured = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    loader = AutoModelForImageTextToText if pictured else AutoModelForCausalLM
+    model = loader.from_pretrained(folder, dtype=dtype, revision=revision)
+    if not getattr(model, "is_quantized", False):  # quantised weights are where their library put them
+        model = model.to(target)
+    if pictured:
         return model.eval(), AutoProcessor.from_pretrained(folder, revision=revision)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, revision=revision)
     return model.eval(), AutoTokenizer.from_pretrained(folder, padding_side="left", revision=revision)
 
 
-def load_steered(name: str, adapter: str, dtype: str = "float32", revision: Optional[str] = None) -> tuple[Any, Any]:
+def load_adapted(
+    name: str,
+    adapter: str,
+    dtype: str = "float32",
+    revision: Optional[str] = None,
+    device: Optional[str] = "cpu",
+) -> tuple[Any, Any]:
     """
-    Load a base model with a DSO adapter.
+    Load a base model with an adapter of any of PEFT's types.
 
     Args:
         name (`str`): see [`load_base`].
         adapter (`str`): a folder or a name on the Hub.
         dtype (`str`, defaults to `"float32"`): see [`load_base`].
         revision (`str`, *optional*): of the adapter.
+        device (`str`, *optional*, defaults to `"cpu"`): see [`load_base`].
 
     Returns:
         The `PeftModel` in evaluation mode, and the tokenizer or processor.
@@ -63,5 +86,28 @@ def load_steered(name: str, adapter: str, dtype: str = "float32", revision: Opti
         OSError: there is no such model.
         ValueError: there is no such adapter, or it does not fit.
     """
-    model, processor = load_base(name, dtype)
+    model, processor = load_base(name, dtype, device=device)
     return PeftModel.from_pretrained(model, adapter, revision=revision).eval(), processor
+
+
+def load_steered(
+    name: str,
+    adapter: str,
+    dtype: str = "float32",
+    revision: Optional[str] = None,
+    device: Optional[str] = "cpu",
+) -> tuple[Any, Any]:
+    """
+    Load a base model with a DSO adapter.
+
+    Args and returns as [`load_adapted`].
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: there is no such adapter, it does not fit, or it is of another type.
+    """
+    model, processor = load_adapted(name, adapter, dtype, revision, device)
+    config = model.active_peft_config
+    if not isinstance(config, DSOConfig):
+        raise ValueError(f"{adapter} holds an adapter of type {config.peft_type.value}, not DSO.")
+    return model, processor

@@ -8,12 +8,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from models import OCCUPATIONS, build, randomize, tiny_questions, tiny_tokenizer
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from test_trainer import RIGHT, leaning
 
 from peft_dso import cli
 from peft_dso.cli import strength_list
+from peft_dso.cli.arguments import joined_lists
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,45 @@ def test_answers_in_words_and_limits(world, capsys):
     assert report["description"]["answers"] == "text" and "kl" not in results[0]["measures"]
 
 
+def test_a_model_without_an_adapter_and_with_a_lora(world, tmp_path, capsys):
+    call = ["sweep", "--model", str(world / "base"), "--questions", str(world / "questions.jsonl"), "--device", "cpu"]
+    assert cli.main([*call, "--out", str(tmp_path / "base")]) == 0
+    torch.manual_seed(0)
+    lora = get_peft_model(leaning(), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    for name, parameter in lora.named_parameters():
+        if "lora_B" in name:
+            parameter.data += 0.3
+    lora.save_pretrained(tmp_path / "lora")
+    call += ["--adapter", str(tmp_path / "lora"), "--strengths", "-1,0,0.5"]
+    assert cli.main([*call, "--out", str(tmp_path / "adapted")]) == 0
+    base, adapted = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("base", "adapted"))
+    assert "adapter" not in base["description"] and adapted["description"]["knob"] == "LORA"
+    (alone,), (turned,) = base["sets"].values(), adapted["sets"].values()
+    assert [r["strength"] for r in alone] == [0] and [r["strength"] for r in turned] == [-1, 0, 0.5]
+    assert turned[1]["measures"] == alone[0]["measures"]
+    assert turned[0]["measures"]["kl"]["value"] > 0 < turned[2]["measures"]["kl"]["value"]
+    assert not (tmp_path / "adapted" / "sites.png").exists()
+    export = [
+        "export",
+        "--model",
+        str(world / "base"),
+        "--adapter",
+        str(tmp_path / "lora"),
+        "--out",
+        str(tmp_path / "x"),
+    ]
+    assert cli.main(export) == 1
+    assert "type LORA, not DSO" in capsys.readouterr().err
+
+
+def test_lists_that_begin_with_a_minus():
+    assert joined_lists(["sweep", "--strengths", "-1,0,1", "--out", "-1,x"]) == [
+        "sweep", "--strengths=-1,0,1", "--out=-1,x"
+    ]  # fmt: skip
+    assert joined_lists(["--strengths=-1,0", "-.5,1"]) == ["--strengths=-1,0", "-.5,1"]
+    assert joined_lists(["--beta", "-1", "--push", "a,b"]) == ["--beta", "-1", "--push", "a,b"]
+
+
 TASK = """
 task: tiny_choice
 dataset_path: json
@@ -108,7 +150,6 @@ def test_general_ability_on_a_task_in_local_files(world, capsys, monkeypatch):
     assert cli.main(call) == 0
     found = json.loads((world / "ability" / "tasks.json").read_text())
     # The share of rows whose likelier answer is the labelled one, in the open.
-    import torch
     from transformers import AutoModelForCausalLM
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(world / "base"), tiny_tokenizer()

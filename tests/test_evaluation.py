@@ -112,7 +112,11 @@ def test_the_table(report):
 def test_a_report_is_written_and_read(report, tmp_path):
     save_report(report, tmp_path / "report.json")
     text = (tmp_path / "report.json").read_text()
-    assert "NaN" not in text and json.loads(text)["description"] == {"answers": "probabilities", "n": 1}
+    assert "NaN" not in text and json.loads(text)["description"] == {
+        "answers": "probabilities",
+        "knob": "DSO",
+        "n": 1,
+    }
     loaded = load_report(tmp_path / "report.json")
     assert format_table(loaded.sets["test"]) == format_table(report.sets["test"])
     assert loaded.sets["open"][0].occupations == report.sets["open"][0].occupations
@@ -144,8 +148,8 @@ def test_wrong_calls(model):
         sweep(model, tokenizer, {"a": []})
     with pytest.raises(ValueError, match="finite"):
         sweep(model, tokenizer, {"a": tiny_questions()}, (float("nan"),))
-    with pytest.raises(ValueError, match="no DSO adapter"):
-        sweep(build("llama"), tokenizer, {"a": tiny_questions()})
+    with pytest.raises(ValueError, match="has no adapter"):
+        sweep(build("llama"), tokenizer, {"a": tiny_questions()}, (1.0,))
 
 
 def test_groups_of_other_names(model):

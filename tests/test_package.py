@@ -24,7 +24,7 @@ LAYERS = {
     "training": _MEASURING | {"export"},
     "inspect": {"evaluation", "objective", "tuner"},
     "demo": _EVERYTHING,
-    "models": {"demo"},
+    "models": {"demo", "tuner"},
     "cli": _EVERYTHING | {""},
     # the places of earlier versions
     "metrics": {"evaluation"},

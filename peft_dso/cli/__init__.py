@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 from . import card, export, inspect, quickstart, sweep, train
-from .arguments import strength_list
+from .arguments import joined_lists, strength_list
 
 
 __all__ = ["main", "strength_list"]
@@ -41,7 +41,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         call, 130 for an interruption.
     """
     parser = _parser()
-    options, options_left = parser.parse_known_args(arguments)
+    options, options_left = parser.parse_known_args(joined_lists(sys.argv[1:] if arguments is None else arguments))
     options.fields = options_left
     if options_left and options.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(options_left)}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -50,11 +52,29 @@ def strength_list(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of strengths such as 0,0.5,1 or 0,0.2,...,1") from None
 
 
+def joined_lists(arguments: Sequence[str]) -> list[str]:
+    """
+    Arguments in which a list that begins with a minus is joined to its option ("--strengths=-1,0,1"): argparse would
+    take it for an option of its own.
+    """
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and re.fullmatch(r"--[\w-]+", joined[-1]) and re.match(r"-[\d.][^,]*,", argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, help="folder or Hub name of the base model; smollm2: the quick start's"
     )
     parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16 or auto")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="such as cpu or cuda:1; default the accelerator, if there is one")
 
 
 def add_questions(parser: argparse.ArgumentParser, required: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .arguments import add_model, say
+from .arguments import add_device, add_model, say
 
 
 def add(commands: Any) -> None:
@@ -18,6 +18,7 @@ def add(commands: Any) -> None:
         epilog="example: peft-dso export --model smollm2 --adapter adapter --strength 0.4 --out exported",
     )
     add_model(export)
+    add_device(export)
     export.add_argument("--adapter", required=True, help="folder or Hub name of the adapter")
     export.add_argument("--strength", type=float, help="default: the one that the adapter is published with")
     export.add_argument(
@@ -33,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     from ..export import export_checkpoint
     from ..models import load_steered
 
-    model, processor = load_steered(options.model, options.adapter, options.dtype)
+    model, processor = load_steered(options.model, options.adapter, options.dtype, device=options.device)
     if options.strength is not None:
         model.set_steering_strength(options.strength)
     prompts = {} if not options.prompt else {"prompts": options.prompt}

@@ -2,18 +2,26 @@
 
 from .calibrate import Calibration, calibrate_strength
 from .generated import generate_texts, generated_answers
+from .knob import AdapterScaling, AdapterSwitch, BareModel, DSOStrength, Knob, Prompting, knob_of
 from .report import format_table, load_report, save_csv, save_report
 from .sweep import Report, StrengthResult, summarize, sweep
 
 
 __all__ = [
+    "AdapterScaling",
+    "AdapterSwitch",
+    "BareModel",
     "Calibration",
+    "DSOStrength",
+    "Knob",
+    "Prompting",
     "Report",
     "StrengthResult",
     "calibrate_strength",
     "format_table",
     "generate_texts",
     "generated_answers",
+    "knob_of",
     "load_report",
     "save_csv",
     "save_report",

@@ -9,6 +9,7 @@ from typing import Any, Optional
 
 from torch import nn
 
+from .knob import Knob, checked_strengths, knob_of
 from .sweep import StrengthResult, sweep
 
 
@@ -39,6 +40,7 @@ def calibrate_strength(
     highest: float = 1.0,
     tolerance: float = 0.01,
     seed: int = 0,
+    knob: Optional[Knob] = None,
 ) -> Calibration:
     """
     Find a strength by bisection: the largest one whose KL to the base is at most `max_kl`, or whose unambiguous
@@ -47,7 +49,7 @@ def calibrate_strength(
     returned meets it has been measured.
 
     Args:
-        model (`nn.Module`): a model with an active DSO adapter; its strength is restored afterwards.
+        model (`nn.Module`): a model with an adapter; its strength is restored afterwards.
         processor (`PreTrainedTokenizerBase` or `ProcessorMixin`): its tokenizer or processor.
         questions (`Sequence[Mapping]`): what to measure on; with ambiguous questions for a bias, unambiguous ones for
             an accuracy. The KL is that on the ambiguous ones if there are any.
@@ -57,6 +59,7 @@ def calibrate_strength(
         highest (`float`, defaults to 1): the largest strength to consider, above 0.
         tolerance (`float`, defaults to 0.01): how exactly to find the strength.
         seed (`int`, defaults to 0): of the bootstraps.
+        knob (`Knob`, *optional*): what the strength turns; default [`~peft_dso.evaluation.knob.knob_of`] the model.
 
     Returns:
         `Calibration`: the strength, what it gives and what the base gives.
@@ -74,12 +77,14 @@ def calibrate_strength(
     if not (0 < highest < math.inf and 0 < tolerance < math.inf):
         raise ValueError(f"highest={highest!r} and tolerance={tolerance!r} must be above 0.")
 
+    knob = knob_of(model) if knob is None else knob
+    checked_strengths(knob, (highest, highest / 2))  # what can only be on or off has no strength between to find
     results: dict[float, StrengthResult] = {}
 
     def value(strength: float) -> float:
         if strength not in results:
             wanted = [strength] if 0.0 in results else [0.0, strength]
-            measured = sweep(model, processor, {"questions": questions}, wanted, seed=seed)
+            measured = sweep(model, processor, {"questions": questions}, wanted, seed=seed, knob=knob)
             results.update((r.strength, r) for r in measured.sets["questions"])
         measures = results[strength].measures
         keys = {"max_kl": ("kl", "kl_unambiguous"), "max_bias": ("bias",), "min_accuracy": ("accuracy",)}[name]

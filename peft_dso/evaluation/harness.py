@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from torch import nn
 
-from ..tuner import steering_strength
+from .knob import Knob, checked_strengths, knob_of
 from .measures import Measure
 from .report import aligned
 
@@ -16,8 +16,9 @@ def evaluate_tasks(
     model: nn.Module,
     tokenizer: Any,
     tasks: Sequence[str],
-    strengths: Sequence[float] = (0.0, 1.0),
+    strengths: Optional[Sequence[float]] = None,
     *,
+    knob: Optional[Knob] = None,
     limit: Optional[int] = None,
     include_path: Optional[str] = None,
     batch_size: int = 8,
@@ -26,10 +27,11 @@ def evaluate_tasks(
     Run tasks of lm-evaluation-harness at several strengths.
 
     Args:
-        model (`nn.Module`): a model with an active DSO adapter; its strength is restored afterwards.
+        model (`nn.Module`): a model, with an adapter or without; its strength is restored afterwards.
         tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
         tasks (`Sequence[str]`): names of the harness's tasks.
-        strengths (`Sequence[float]`): the strengths.
+        strengths (`Sequence[float]`, *optional*): the strengths; default those that suit the knob.
+        knob (`Knob`, *optional*): what they turn; default [`~peft_dso.evaluation.knob.knob_of`] the model.
         limit (`int`, *optional*): documents per task, for a quick look.
         include_path (`str`, *optional*): folder with task files of one's own.
         batch_size (`int`, defaults to 8): documents per batch.
@@ -39,8 +41,16 @@ def evaluate_tasks(
 
     Raises:
         ImportError: lm-evaluation-harness is missing.
-        ValueError: no task is given, or the harness does not know one.
+        ValueError: no task is given, the harness does not know one, or the knob rewrites questions and has no
+            `system_instruction` that would do the same to the tasks.
     """
+    knob = knob_of(model) if knob is None else knob
+    strengths = checked_strengths(knob, strengths)
+    instruction: Optional[str] = getattr(knob, "system_instruction", None)
+    if hasattr(knob, "rewrite") and instruction is None and any(strengths):
+        raise ValueError(
+            f"{knob.name} rewrites questions; give it a system_instruction, which the tasks are asked with."
+        )
     try:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
@@ -56,9 +66,14 @@ def evaluate_tasks(
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     found: dict[float, dict[str, Measure]] = {}
     for strength in strengths:
-        with steering_strength(model, strength):
+        with knob.at(strength):
             results = lm_eval.simple_evaluate(
-                wrapped, tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=1000
+                wrapped,
+                tasks=list(tasks),
+                limit=limit,
+                task_manager=manager,
+                bootstrap_iters=1000,
+                system_instruction=instruction if strength else None,
             )
         found[strength] = {}
         for task, values in results["results"].items():

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import numpy as np
-import torch
 from torch import nn
 
-from ..objective.penalties import kl_divergence
 from ..questions import check_questions, question_groups
-from ..scoring import (
-    EncodedQuestion,
-    batches,
-    check_reads_pictures,
-    encode_row,
-    evaluating,
-    reads_tries,
-    row_images,
-    score_batch,
-)
-from ..tuner import steering_strength
+from ..scoring import check_reads_pictures, encode_row, row_images
 from . import measures as metrics
+from .asking import answer_log_probs
 from .generated import generated_answers
+from .knob import Knob, checked_strengths, knob_of, rows_at
 from .measures import Measure
 
 
@@ -177,55 +166,13 @@ def summarize(
     return result
 
 
-def answer_log_probs(
-    model: nn.Module,
-    encoded: Sequence[EncodedQuestion],
-    strengths: Sequence[float],
-    progress: Callable[[int], Any] = lambda n: None,
-    batch_tokens: int = 1024,
-) -> tuple[dict[float, np.ndarray], dict[float, np.ndarray]]:
-    """
-    What a model says at several strengths, batch by batch, so that no distribution is kept.
-
-    Args:
-        model (`nn.Module`): a model with an active DSO adapter; its strength is restored afterwards.
-        encoded (`Sequence[EncodedQuestion]`): questions.
-        strengths (`Sequence[float]`): the strengths.
-        progress (`Callable`): called with the number of questions done.
-        batch_tokens (`int`, defaults to 1024): tokens per batch.
-
-    Returns:
-        By strength, the log-probabilities of the answers, shape `(questions, answers)`, and the exact KL to strength 0
-        of the next-token distribution where the answer is decided, shape `(questions,)`; strength 0 is always there.
-    """
-    order = list(dict.fromkeys([0.0, *strengths]))
-    widest = max(len(question.answers) for question in encoded)
-    said = {w: np.full((len(encoded), widest), -np.inf) for w in order}
-    kl = {w: np.zeros(len(encoded)) for w in order}
-    with evaluating(model), torch.no_grad():
-        with steering_strength(model, 0.0):
-            packed = reads_tries(model, encoded)
-        for numbers in batches(encoded, batch_tokens):
-            chosen = [encoded[number] for number in numbers]
-            base = torch.empty(0)
-            for w in order:
-                with steering_strength(model, w):
-                    scores = score_batch(model, chosen, packed)
-                said[w][numbers, : scores.answers.shape[1]] = scores.answers.double().cpu().numpy()
-                if w == 0:
-                    base = scores.decision
-                else:
-                    kl[w][numbers] = kl_divergence(scores.decision, base).cpu().numpy()
-                progress(len(numbers))
-    return said, kl
-
-
 def sweep(
     model: nn.Module,
     processor: Any,
     questions: Mapping[str, Sequence[Mapping[str, Any]]],
-    strengths: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+    strengths: Optional[Sequence[float]] = None,
     *,
+    knob: Optional[Knob] = None,
     answers: str = "probabilities",
     seed: int = 0,
     batch_tokens: int = 1024,
@@ -234,13 +181,16 @@ def sweep(
     description: Optional[Mapping[str, Any]] = None,
 ) -> Report:
     """
-    Measure a steered model at several strengths, against itself at strength 0.
+    Measure a model at several strengths, against itself at strength 0.
 
     Args:
-        model (`nn.Module`): a model with an active DSO adapter; its strength is restored afterwards.
+        model (`nn.Module`): a model, with an adapter or without; its strength is restored afterwards.
         processor (`PreTrainedTokenizerBase` or `ProcessorMixin`): its tokenizer, or processor for pictures.
         questions (`Mapping[str, Sequence[Mapping]]`): sets of questions by name.
-        strengths (`Sequence[float]`): the strengths, in the order of the report.
+        strengths (`Sequence[float]`, *optional*): the strengths, in the order of the report; default those that suit
+            the knob: 0, 0.2, ..., 1; 0 and 1 of what is on or off; 0 of a model without an adapter.
+        knob (`Knob`, *optional*): what the strengths turn; default [`knob_of`] the model: a DSO adapter's strength, a
+            LoRA's scaling, any other adapter on or off, or nothing.
         answers (`str`, defaults to `"probabilities"`): `"probabilities"` reads the answers' log-probabilities,
             `"text"` lets the model write greedily and reads what it wrote (see [`~peft_dso.answers.read_answer`]);
             there is no KL then.
@@ -254,22 +204,26 @@ def sweep(
         `Report`: the results.
 
     Raises:
-        ValueError: a question is wrong, there is no set, no strength or one that is not finite, or `answers` is
-            unknown.
+        ValueError: a question is wrong, there is no set, no strength or one that the knob cannot be turned to, or
+            `answers` is unknown.
     """
-    if not questions or not strengths:
-        raise ValueError(f"Nothing to measure: {len(questions)} sets of questions, {len(strengths)} strengths.")
     if answers not in ("probabilities", "text"):
         raise ValueError(f"answers={answers!r}: choose 'probabilities' or 'text'.")
-    wrong = [w for w in strengths if not math.isfinite(w)]
-    if wrong:
-        raise ValueError(f"strengths holds {wrong[0]!r}: give finite numbers.")
-    encoded: dict[str, list[EncodedQuestion]] = {}
+    knob = knob_of(model) if knob is None else knob
+    strengths = checked_strengths(knob, strengths)
+    if not questions or not strengths:
+        raise ValueError(f"Nothing to measure: {len(questions)} sets of questions, {len(strengths)} strengths.")
+    asked: dict[str, Sequence[Mapping[str, Any]]] = {}  # by set, as at any other strength than 0
     for name, rows in questions.items():
         check_questions(rows)
         if any(row_images(row) for row in rows):
             check_reads_pictures(model)
-        encoded[name] = [encode_row(processor, row) for row in rows]
+        asked[name] = rows if not any(strengths) else rows_at(knob, rows, 1.0)
+    encoded = {name: [encode_row(processor, row) for row in rows] for name, rows in questions.items()}
+    rewritten = {
+        name: None if rows is questions[name] else [encode_row(processor, row) for row in rows]
+        for name, rows in asked.items()
+    }
     order = list(dict.fromkeys([0.0, *strengths]))
     results: dict[str, list[StrengthResult]] = {}
     with _bar(sum(map(len, questions.values())) * len(order), progress) as bar:
@@ -278,14 +232,24 @@ def sweep(
             if answers == "text":
                 said = {}
                 for w in order:
-                    with steering_strength(model, w):
-                        said[w] = generated_answers(model, processor, rows, max_new_tokens, progress=bar.update)
+                    with knob.at(w):
+                        said[w] = generated_answers(
+                            model, processor, rows if w == 0 else asked[name], max_new_tokens, progress=bar.update
+                        )
             else:
-                said, kl = answer_log_probs(model, encoded[name], strengths, bar.update, batch_tokens)
+                said, kl = answer_log_probs(
+                    model,
+                    encoded[name],
+                    strengths,
+                    bar.update,
+                    batch_tokens,
+                    knob=knob,
+                    rewritten=rewritten[name],
+                )
             results[name] = [
                 summarize(rows, said[w], w, None if kl is None else kl[w], said[0.0], seed) for w in strengths
             ]
-    return Report(results, {"answers": answers, **(description or {})})
+    return Report(results, {"answers": answers, "knob": knob.name, **(description or {})})
 
 
 class _NoBar:

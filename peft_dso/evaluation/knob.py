@@ -1,0 +1,300 @@
+"""What a sweep turns: DSO's strength, another adapter's scaling, a prompt, or nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Optional, Protocol
+
+from peft import PeftModel
+from peft.helpers import rescale_adapter_scale
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ..tuner import DSOLayer, steering_strength
+
+
+STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+# Initialisations that write into the base's weights: without the adapter such a base is not the one that was loaded.
+_REWRITING_INITS = ("pissa", "corda", "olora", "loftq", "lora_ga")
+# Settings of LoRA in which more acts than the scaled product, so that half of the scaling is not half of it.
+_UNSCALED_SETTINGS = ("use_dora", "modules_to_save", "trainable_token_indices", "alora_invocation_tokens")
+
+
+class Knob(Protocol):
+    """
+    What can be turned and measured. At strength 0 the model is the base.
+
+    A knob may also have `rewrite(row)`, which gives a question as it is asked at any other strength than 0;
+    `strengths`, those of a sweep that names none; and `system_instruction`, what the rewriting says, for the harness.
+    """
+
+    @property
+    def name(self) -> str:
+        """What a report calls it."""
+        ...
+
+    def at(self, strength: float) -> AbstractContextManager[None]:
+        """Turn the knob within a `with` block; what was there is restored, also after an exception."""
+        ...
+
+
+def _check_one_of(strength: float, allowed: Sequence[float], why: str) -> None:
+    if strength not in allowed:
+        raise ValueError(f"The strength must be {' or '.join(f'{w:g}' for w in allowed)}, got {strength!r}: {why}.")
+
+
+@dataclass(frozen=True)
+class DSOStrength:
+    """
+    The steering strength of DSO adapters.
+
+    Args:
+        model (`nn.Module`): with an active DSO adapter.
+        adapter_name (`str`, *optional*): which one; default the active ones.
+    """
+
+    model: nn.Module
+    adapter_name: Optional[str] = None
+    name: str = "DSO"
+    strengths: tuple[float, ...] = STRENGTHS
+
+    def at(self, strength: float) -> AbstractContextManager[None]:
+        return steering_strength(self.model, strength, self.adapter_name)
+
+
+@dataclass(frozen=True)
+class AdapterScaling:
+    """
+    The scaling of LoRA adapters, by PEFT's `rescale_adapter_scale`; at 0 they are switched off, which is the base bit
+    for bit.
+
+    Args:
+        model (`nn.Module`): with an active LoRA adapter.
+    """
+
+    model: nn.Module
+    name: str = "LORA"
+    strengths: tuple[float, ...] = STRENGTHS
+
+    @contextmanager
+    def at(self, strength: float) -> Iterator[None]:
+        if not math.isfinite(strength):
+            raise ValueError(f"The strength must be a finite number, got {strength!r}.")
+        with switched_off(self.model) if strength == 0 else rescale_adapter_scale(self.model, float(strength)):
+            yield
+
+
+@dataclass(frozen=True)
+class AdapterSwitch:
+    """
+    An adapter that is on (1) or off (0).
+
+    Args:
+        model (`nn.Module`): with an adapter.
+        why (`str`): why nothing lies between.
+    """
+
+    model: nn.Module
+    why: str = "this adapter can be on or off"
+    name: str = "adapter"
+    strengths: tuple[float, ...] = (0.0, 1.0)
+
+    @contextmanager
+    def at(self, strength: float) -> Iterator[None]:
+        _check_one_of(strength, (0, 1), self.why)
+        with switched_off(self.model) if strength == 0 else nullcontext():
+            yield
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """
+    A rewriting of the question: without it (0) or with it (1).
+
+    Args:
+        rewrite (`Callable[[Mapping], Mapping]`): gives the question as it is asked; it may change the prompt alone.
+        name (`str`): of the report.
+        system_instruction (`str`, *optional*): what it puts before a question, for the harness's tasks.
+    """
+
+    rewrite: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    name: str = "prompt"
+    system_instruction: Optional[str] = None
+    strengths: tuple[float, ...] = (0.0, 1.0)
+
+    @contextmanager
+    def at(self, strength: float) -> Iterator[None]:
+        _check_one_of(strength, (0, 1), "a prompt is there or not")
+        yield
+
+
+@dataclass(frozen=True)
+class BareModel:
+    """A model as it is: there is nothing to turn."""
+
+    name: str = "base"
+    strengths: tuple[float, ...] = (0.0,)
+
+    @contextmanager
+    def at(self, strength: float) -> Iterator[None]:
+        _check_one_of(strength, (0,), "the model has no adapter that could be turned")
+        yield
+
+
+def rows_at(knob: Knob, rows: Sequence[Mapping[str, Any]], strength: float) -> Sequence[Mapping[str, Any]]:
+    """
+    Questions as they are asked at a strength.
+
+    Args:
+        knob (`Knob`): with a rewriting or without.
+        rows (`Sequence[Mapping]`): questions.
+        strength (`float`): the strength.
+
+    Returns:
+        `Sequence[Mapping]`: the rows themselves at strength 0, and where the knob rewrites nothing.
+
+    Raises:
+        ValueError: the rewriting changes more than the prompt.
+    """
+    rewrite = getattr(knob, "rewrite", None)
+    if rewrite is None or strength == 0:
+        return rows
+    rewritten = [rewrite(row) for row in rows]
+    for number, (row, new) in enumerate(zip(rows, rewritten, strict=True)):
+        for column in ("occupation", "meanings", "right", "first"):
+            if new.get(column) != row.get(column):
+                raise ValueError(
+                    f"{knob.name} turns the {column} {row.get(column)!r} of question {number} into "
+                    f"{new.get(column)!r}: a rewriting may change the prompt alone."
+                )
+    return rewritten
+
+
+@contextmanager
+def switched_off(model: nn.Module) -> Iterator[None]:
+    """
+    All adapters of a model off within the block. Which parameters are trained is kept: switching PEFT's adapters on
+    again would let all of them be trained.
+
+    Args:
+        model (`nn.Module`): a `PeftModel`, or a plain transformers model with a loaded adapter.
+    """
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        if isinstance(model, PeftModel):
+            with model.disable_adapter():
+                yield
+        else:
+            layers = _tuner_layers(model)
+            for layer in layers:
+                layer.enable_adapters(False)
+            try:
+                yield
+            finally:
+                for layer in layers:
+                    layer.enable_adapters(True)
+    finally:
+        for parameter, was in trained:
+            parameter.requires_grad_(was)
+
+
+def _tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _active_configs(model: nn.Module, layers: Sequence[BaseTunerLayer]) -> dict[str, Any]:
+    """The configs of the adapters that act, by name."""
+    configs: Mapping[str, Any] = getattr(model, "peft_config", {})
+    active: Any = layers[0].active_adapters if layers else getattr(model, "active_adapters", [])
+    return {name: configs[name] for name in active if name in configs}
+
+
+def _kind(configs: Mapping[str, Any]) -> str:
+    return "+".join(sorted({str(getattr(c.peft_type, "value", c.peft_type)) for c in configs.values()})) or "adapter"
+
+
+def _why_on_or_off(layers: Sequence[BaseTunerLayer], configs: Mapping[str, Any]) -> Optional[str]:
+    """Why an adapter has no strength between on and off; `None` where it has one."""
+    if not layers or not all(isinstance(layer, LoraLayer) for layer in layers):
+        return f"an adapter of type {_kind(configs)} has no scaling, it is on or off"
+    for config in configs.values():
+        for setting in _UNSCALED_SETTINGS:
+            if getattr(config, setting, None):
+                return f"with {setting}={getattr(config, setting)!r} more than the scaling acts, it is on or off"
+    return None
+
+
+def knob_of(model: nn.Module) -> Knob:
+    """
+    The knob of a model: of an active DSO adapter its strength; of LoRA its scaling; of any other adapter of PEFT
+    whether it is on; of a plain model nothing.
+
+    Args:
+        model (`nn.Module`): a `PeftModel`, a plain transformers model with a loaded adapter, or without one.
+
+    Returns:
+        `Knob`: see [`DSOStrength`], [`AdapterScaling`], [`AdapterSwitch`] and [`BareModel`].
+
+    Raises:
+        ValueError: the adapters are off or merged, none is active, or the base cannot be had from the model.
+    """
+    layers = _tuner_layers(model)
+    if not layers and not isinstance(model, PeftModel):
+        return BareModel()
+    if any(layer.disable_adapters for layer in layers):
+        raise ValueError(
+            "The adapters of this model are switched off, so that no strength would change anything. Switch them on, "
+            "or pass knob=BareModel() to measure it as it is."
+        )
+    merged = sorted({name for layer in layers for name in layer.merged_adapters})
+    if merged:
+        raise ValueError(
+            f"The adapter {merged[0]!r} is merged into the weights: no strength can be set. Call unmerge_adapter(), "
+            "or pass knob=BareModel() to measure the model as it is."
+        )
+    steered = [layer for layer in layers if isinstance(layer, DSOLayer)]
+    others = [layer for layer in layers if not isinstance(layer, DSOLayer)]
+    if any(name in layer.dso_affine for layer in steered for name in layer.active_adapters):
+        return DSOStrength(model)
+    if steered and not others:
+        known = ", ".join(sorted({name for layer in steered for name in layer.dso_affine}))
+        raise ValueError(f"No DSO adapter is active. Loaded: {known}; activate one with set_adapter.")
+    configs = _active_configs(model, others)
+    for name, config in configs.items():
+        bias, start = getattr(config, "bias", "none"), str(getattr(config, "init_lora_weights", None)).lower()
+        if bias not in ("none", None) or start.startswith(_REWRITING_INITS):
+            setting = f"bias={bias!r}" if bias not in ("none", None) else f"init_lora_weights={start!r}"
+            raise ValueError(
+                f"The adapter {name!r} has {setting}, which changes the base's own weights: without it the model is "
+                "not the base. Pass knob=BareModel() to measure it as it is."
+            )
+    kind, why = _kind(configs), _why_on_or_off(others, configs)
+    return AdapterScaling(model, name=kind) if why is None else AdapterSwitch(model, why, name=kind)
+
+
+def checked_strengths(knob: Knob, strengths: Optional[Sequence[float]]) -> list[float]:
+    """
+    The strengths to measure.
+
+    Args:
+        knob (`Knob`): what is turned.
+        strengths (`Sequence[float]`, *optional*): default those that suit the knob.
+
+    Returns:
+        `list[float]`: the strengths.
+
+    Raises:
+        ValueError: one of them is not finite, or the knob cannot be turned to it.
+    """
+    wanted = list(getattr(knob, "strengths", STRENGTHS) if strengths is None else strengths)
+    wrong = [w for w in wanted if not math.isfinite(w)]
+    if wrong:
+        raise ValueError(f"strengths holds {wrong[0]!r}: give finite numbers.")
+    for w in wanted:
+        with knob.at(w):  # what it cannot be turned to is refused before anything is measured
+            pass
+    return wanted
