@@ -19,6 +19,7 @@ _EVERYTHING = _MEASURING | {"evaluation", "export", "training", "inspect", "mode
 LAYERS = {
     "": {"tuner", "objective", "training"},
     "objective": {"answers"},
+    "scoring": {"questions"},
     "evaluation": _MEASURING,
     "export": _MEASURING | {"evaluation", "inspect"},
     "training": _MEASURING | {"export"},

@@ -1,6 +1,7 @@
 """Questions with pictures, through the real processor classes, on tiny vision-language models."""
 
 import importlib.util
+import math
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,10 @@ def loud(name):
 
 @torch.no_grad()
 def by_hand(model, processor, row):
-    """log Pr[answer | prompt], a row at a time and without padding, straight through the processor."""
+    """
+    log Pr[answer | prompt], a row at a time and without padding, straight through the processor; of an answer that
+    another begins with ("A ." of "A . B"), that it is not the other.
+    """
     images = list(row.get("images") or [])
     content = [{"type": "image"} for _ in images] + [{"type": "text", "text": row["prompt"][0]["content"]}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
@@ -55,7 +59,12 @@ def by_hand(model, processor, row):
                 for key, value in step.items()
             }
         values.append(total)
-    return values
+    longer = [[o for o in range(len(values)) if o != n and row["answers"][o].startswith(answer + " ")]
+              for n, answer in enumerate(row["answers"])]  # fmt: skip
+    return [
+        math.log(math.exp(v) - sum(math.exp(values[o]) for o in others))
+        for v, others in zip(values, longer, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("name", KINDS)

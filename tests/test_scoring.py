@@ -1,5 +1,7 @@
 """Log-probabilities of answers, against one plain forward pass per prompt and answer."""
 
+import math
+
 import pytest
 import torch
 from models import TEXT_MODELS, build, randomize, tiny_tokenizer, tokenizer_of
@@ -18,15 +20,15 @@ from peft_dso.scoring import (
 
 
 def questions(count=12, seed=0):
-    """Prompts that share beginnings, one that is the beginning of another, and answers of one to three tokens."""
+    """Prompts that share beginnings, one that is the beginning of another, and answers of one form and of several."""
     generator = torch.Generator().manual_seed(seed)
     stem = (5, 6, 7)
-    found = [EncodedQuestion(stem, ((9,), (10, 11), (10, 12, 13)))]
+    found = [EncodedQuestion(stem, (((9,),), ((10, 11), (30,)), ((10, 12, 13),)))]
     for _ in range(count):
         tail = tuple(
             torch.randint(3, 64, (int(torch.randint(1, 6, (), generator=generator)),), generator=generator).tolist()
         )
-        found.append(EncodedQuestion(stem[: len(tail) % 4] + tail, ((20,), (21, 22))))
+        found.append(EncodedQuestion(stem[: len(tail) % 4] + tail, (((20,),), ((21, 22),))))
     return found
 
 
@@ -34,12 +36,15 @@ def questions(count=12, seed=0):
 def by_hand(model, question):
     """log Pr[answer | prompt] token by token, each from a forward pass of its own."""
     values = []
-    for answer in question.answers:
-        tokens, total = list(question.prompt), 0.0
-        for token in answer:
-            total += float(model(torch.tensor([tokens])).logits[0, -1].double().log_softmax(-1)[token])
-            tokens.append(token)
-        values.append(total)
+    for forms in question.answers:  # none of them begins with another
+        total = 0.0
+        for form in forms:
+            tokens, value = list(question.prompt), 0.0
+            for token in form:
+                value += float(model(torch.tensor([tokens])).logits[0, -1].double().log_softmax(-1)[token])
+                tokens.append(token)
+            total += math.exp(value)
+        values.append(math.log(total))
     decision = model(torch.tensor([list(question.prompt)])).logits[0, -1].double().log_softmax(-1)
     return values, decision
 
@@ -63,14 +68,14 @@ def test_scores_are_those_of_single_passes(name, packed):
 
 
 def test_packing_computes_a_shared_prefix_once():
-    alike = [EncodedQuestion((5, 6, 7, last), ((9,), (10,))) for last in range(20, 30)]
+    alike = [EncodedQuestion((5, 6, 7, last), (((9,),), ((10,),))) for last in range(20, 30)]
     packed = pack(alike)
     assert packed.input_ids.shape == (1, 13)  # three shared tokens and ten of their own
     assert packed.keep == 10
     assert packed.position_ids.max() == 3
     # A longer row than allowed is divided; a question longer than a row has one of its own.
     assert len(pack(alike, row_tokens=8).input_ids) == 2
-    assert pack([EncodedQuestion(tuple(range(3, 23)), ((40,), (41,)))], row_tokens=8).input_ids.shape == (1, 20)
+    assert pack([EncodedQuestion(tuple(range(3, 23)), (((40,),), ((41,),)))], row_tokens=8).input_ids.shape == (1, 20)
 
 
 def test_gradients_are_those_of_plain_scoring():
@@ -125,17 +130,17 @@ def test_batches_hold_every_question_once():
 
 
 def test_batches_are_as_few_as_can_be_and_even():
-    apart = [EncodedQuestion((*[first] * 10,), ((1,), (2,))) for first in range(30)]
+    apart = [EncodedQuestion((*[first] * 10,), (((1,),), ((2,),))) for first in range(30)]
     # 14 questions of 10 tokens fit into 140: three batches, and not of 14, 14 and 2.
     assert [len(batch) for batch in batches(apart, 140)] == [10, 10, 10]
     assert pack(apart, row_tokens=140).input_ids.shape == (3, 100)
     # What an answer has beyond its first token, and what a picture takes, counts; what neighbours share does not.
-    longer = [EncodedQuestion(q.prompt, ((1, 3), (2, 4, 5))) for q in apart]
+    longer = [EncodedQuestion(q.prompt, (((1, 3),), ((2, 4, 5),))) for q in apart]
     assert [len(batch) for batch in batches(longer, 130)] == [10, 10, 10]
     assert len(batches(longer, 129)) == 4
     pictured = [PicturedQuestion(q.prompt, q.answers, "", (None,), None) for q in apart]
     assert {len(batch) for batch in batches(pictured, 2 * (10 + 64))} == {2}
-    alike = [EncodedQuestion((5, 6, 7, last), ((9,), (10,))) for last in range(20, 30)]
+    alike = [EncodedQuestion((5, 6, 7, last), (((9,),), ((10,),))) for last in range(20, 30)]
     assert len(batches(alike, 13)) == 1 and len(batches(alike, 12)) == 2
 
 
@@ -143,7 +148,7 @@ def test_encoding_refuses_what_cannot_be_scored():
     tokenizer = tiny_tokenizer()
     question = encode_question(tokenizer, "The nurse said that", [" he", " she"])
     assert tokenizer.decode(question.prompt) == "The nurse said that"
-    assert [tokenizer.decode(a) for a in question.answers] == ["he", "she"]
+    assert [tokenizer.decode(form) for (form,) in question.answers] == ["he", "she"]
     with pytest.raises(ValueError, match="no token"):
         encode_question(tokenizer, " ", [" he", " she"])
     with pytest.raises(ValueError, match="no token"):

@@ -9,31 +9,52 @@ from .encode import (
     row_images,
     with_images,
 )
-from .forward import Scores, left_padded, on_model, pictured_inputs, score_packed, score_pictured, score_plain
+from .forward import (
+    Scores,
+    lay_out,
+    lay_out_pictured,
+    left_padded,
+    on_model,
+    pictured_inputs,
+    score_layout,
+    score_packed,
+    score_pictured,
+    score_plain,
+)
 from .pack import PackedQuestions, batches, pack
-from .score import evaluating, reads_tries, score, score_batch
+from .score import Prepared, evaluating, prepare, reads_tries, score, score_batch, score_prepared
+from .terms import AnswerTerms, Term, answer_terms
 
 
 __all__ = [
+    "AnswerTerms",
     "EncodedQuestion",
     "PackedQuestions",
     "PicturedQuestion",
+    "Prepared",
     "Scores",
+    "Term",
+    "answer_terms",
     "batches",
     "check_reads_pictures",
     "encode_question",
     "encode_row",
     "evaluating",
+    "lay_out",
+    "lay_out_pictured",
     "left_padded",
     "on_model",
     "pack",
     "pictured_inputs",
+    "prepare",
     "reads_tries",
     "row_images",
     "score",
     "score_batch",
+    "score_layout",
     "score_packed",
     "score_pictured",
     "score_plain",
+    "score_prepared",
     "with_images",
 ]

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Optional, TypeVar
 
 from torch import nn
+
+from ..questions.schema import abstention_forms, answer_forms
+
+
+Tokens = tuple[int, ...]
+Encoded = TypeVar("Encoded", bound="EncodedQuestion")
 
 
 @dataclass(frozen=True)
@@ -16,12 +22,18 @@ class EncodedQuestion:
 
     Args:
         prompt (`tuple[int, ...]`): at least one token.
-        answers (`tuple[tuple[int, ...], ...]`): at least one token each, none equal to another; none at all where only
-            the distribution after the prompt is asked for.
+        answers (`tuple[tuple[tuple[int, ...], ...], ...]`): per answer its forms, of at least one token each, none
+            equal to one of another answer; none at all where only the distribution after the prompt is asked for.
+        abstentions (`tuple[tuple[int, ...], ...]`, *optional*): named ways of not answering.
     """
 
-    prompt: tuple[int, ...]
-    answers: tuple[tuple[int, ...], ...]
+    prompt: Tokens
+    answers: tuple[tuple[Tokens, ...], ...]
+    abstentions: tuple[Tokens, ...] = field(default=(), kw_only=True)
+
+    def prompt_only(self: Encoded) -> Encoded:
+        """The question without its answers: only the distribution after the prompt is read."""
+        return replace(self, answers=(), abstentions=())
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,7 @@ class PicturedQuestion(EncodedQuestion):
 
     Args:
         prompt (`tuple[int, ...]`): the tokens of the text, a picture's placeholder not expanded.
-        answers (`tuple[tuple[int, ...], ...]`): as in [`EncodedQuestion`].
+        answers (`tuple[tuple[tuple[int, ...], ...], ...]`): as in [`EncodedQuestion`].
         text (`str`): what the processor reads.
         images (`tuple`): the pictures.
         processor (`ProcessorMixin`): the model's.
@@ -65,8 +77,16 @@ def row_images(row: Mapping[str, Any]) -> list[Any]:
 
 
 def encode_row(processor: Any, row: Mapping[str, Any]) -> EncodedQuestion:
-    """A row of questions as [`encode_question`] encodes it; answers may be missing."""
-    return encode_question(processor, row["prompt"], row.get("answers") or (), row_images(row))
+    """A row of questions as [`encode_question`] encodes it, all forms of its answers; answers may be missing."""
+    forms = answer_forms(row) if row.get("answers") else []
+    return encode_question(
+        processor,
+        row["prompt"],
+        [texts[0] for texts in forms],
+        row_images(row),
+        forms=forms,
+        abstentions=abstention_forms(row),
+    )
 
 
 def with_images(messages: Sequence[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -92,7 +112,13 @@ def with_images(messages: Sequence[Mapping[str, Any]], count: int) -> list[dict[
 
 
 def encode_question(
-    processor: Any, prompt: Any, answers: Sequence[str], images: Sequence[Any] = ()
+    processor: Any,
+    prompt: Any,
+    answers: Sequence[str],
+    images: Sequence[Any] = (),
+    *,
+    forms: Optional[Sequence[Sequence[str]]] = None,
+    abstentions: Sequence[str] = (),
 ) -> EncodedQuestion:
     """
     Tokenize a question. The answers are tokenized on their own, so that the prompt's tokens do not depend on them.
@@ -102,6 +128,9 @@ def encode_question(
         prompt (`str` or `list[dict]`): plain text, or messages for the chat template.
         answers (`Sequence[str]`): as they follow the prompt, the leading space included.
         images (`Sequence`, *optional*): the pictures that belong to the prompt, which is a list of messages then.
+        forms (`Sequence[Sequence[str]]`, *optional*): per answer the texts in which a model gives it; default the
+            answer itself.
+        abstentions (`Sequence[str]`, *optional*): named ways of not answering.
 
     Returns:
         `EncodedQuestion`: the token ids; a [`PicturedQuestion`] if there are pictures.
@@ -129,15 +158,31 @@ def encode_question(
         ids = list(encoding["input_ids"])
     if not ids:
         raise ValueError(f"The prompt {prompt!r} has no token.")
-    encoded = [tuple(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers]
-    for answer, tokens in zip(answers, encoded):
-        if not tokens:
-            raise ValueError(f"The answer {answer!r} has no token.")
-    if len(set(encoded)) < len(encoded):
-        raise ValueError(f"Two of the answers {list(answers)!r} have the same tokens.")
+    encoded = _encode_forms(tokenizer, [[answer] for answer in answers] if forms is None else forms, abstentions)
+    *answered, abstained = encoded
     if text is not None:
-        return PicturedQuestion(tuple(ids), tuple(encoded), text, tuple(images), processor)
-    return EncodedQuestion(tuple(ids), tuple(encoded))
+        return PicturedQuestion(tuple(ids), tuple(answered), text, tuple(images), processor, abstentions=abstained)
+    return EncodedQuestion(tuple(ids), tuple(answered), abstentions=abstained)
+
+
+def _encode_forms(
+    tokenizer: Any, forms: Sequence[Sequence[str]], abstentions: Sequence[str]
+) -> list[tuple[Tokens, ...]]:
+    """The tokens of the forms of each answer, and last of the abstentions; each once."""
+    encoded: list[tuple[Tokens, ...]] = []
+    said: dict[Tokens, tuple[int, str]] = {}
+    for number, texts in enumerate((*forms, abstentions)):
+        found: dict[Tokens, None] = {}
+        for text in texts:
+            tokens = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+            if not tokens:
+                raise ValueError(f"The answer {text!r} has no token.")
+            other, as_text = said.setdefault(tokens, (number, text))
+            if other != number:
+                raise ValueError(f"The answers {as_text!r} and {text!r} have the same tokens.")
+            found[tokens] = None
+        encoded.append(tuple(found))
+    return encoded
 
 
 def _chat_template(processor: Any) -> str:

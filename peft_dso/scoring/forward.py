@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from .encode import EncodedQuestion, PicturedQuestion
+from .encode import EncodedQuestion, PicturedQuestion, Tokens
 from .pack import PackedQuestions
+from .terms import Reads, read_answers, reads_at, terms_of
 
 
 @dataclass
@@ -20,87 +21,206 @@ class Scores:
     What a model says to a batch of questions.
 
     Args:
-        answers (`torch.Tensor`): log Pr[answer | prompt], shape `(questions, answers)`, -inf where a question has
-            fewer answers than the widest.
+        answers (`torch.Tensor`): log Pr[answer in any of its forms | prompt], shape `(questions, answers)`, -inf where
+            a question has fewer answers than the widest. They exclude each other: their sum is at most 1.
         decision (`torch.Tensor`): log-probabilities of the next token where the answer is decided, shape
             `(questions, vocabulary)`.
+        abstentions (`torch.Tensor`, *optional*): log-probability of all named ways of not answering, shape
+            `(questions,)`, -inf where there are none; default none at all.
     """
 
     answers: torch.Tensor
     decision: torch.Tensor
+    abstentions: torch.Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.abstentions is None:
+            self.abstentions = self.answers.new_full(self.answers.shape[:1], -torch.inf)
+
+    def __getitem__(self, questions: Any) -> Scores:
+        """The scores of some of the questions: a slice, a list or a tensor of numbers."""
+        return Scores(self.answers[questions], self.decision[questions], self.abstentions[questions])
 
 
-def score_packed(model: nn.Module, packed: PackedQuestions) -> Scores:
+class Layout(Protocol):
+    """Questions laid out for one forward pass."""
+
+    @property
+    def reads(self) -> Reads:
+        """What is read of the kept positions of all rows, laid end to end."""
+
+    @property
+    def keep(self) -> int | torch.Tensor:
+        """The kept positions of every row: the last so many, or their indices."""
+
+    def inputs(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """What the model's forward takes."""
+
+
+@dataclass
+class PlainQuestions:
     """
-    One forward pass over packed questions; differentiable.
+    Questions laid out in rows of their own.
 
     Args:
-        model (`nn.Module`): a causal language model.
-        packed (`PackedQuestions`): from [`pack`].
+        input_ids (`torch.Tensor`): shape `(rows, length)`, padded on the right: what stands behind a token changes
+            nothing there in any causal model, also in one with a recurrent state, which padding before it would.
+        attention_mask (`torch.Tensor`): of the same shape.
+        keep (`torch.Tensor`): the positions of which something is read in any row.
+        reads (`Reads`): what is read there.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    keep: torch.Tensor
+    reads: Reads
+
+    def inputs(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.input_ids.to(device), "attention_mask": self.attention_mask.to(device)}
+
+
+@dataclass
+class PicturedQuestions:
+    """
+    Questions with pictures as the processor prepares them, what stands behind their prompts added.
+
+    Args:
+        tensors (`dict[str, torch.Tensor]`): what the processor makes, padded on the left.
+        keep (`int`): the last `keep` positions of each row hold everything that is read.
+        reads (`Reads`): what is read there.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    keep: int
+    reads: Reads
+
+    def inputs(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        return _moved(self.tensors, device, dtype)
+
+
+def score_layout(model: nn.Module, layout: Layout) -> Scores:
+    """
+    One forward pass over laid out questions; differentiable.
+
+    Args:
+        model (`nn.Module`): a causal language model, or a vision-language model.
+        layout (`Layout`): from [`pack`], [`lay_out`] or [`lay_out_pictured`].
 
     Returns:
         `Scores`: in float32, on the model's device.
     """
-    device, dtype = next(model.parameters()).device, _compute_dtype(model)
-    hidden = torch.zeros(packed.visible.shape, dtype=dtype).masked_fill(~packed.visible, torch.finfo(dtype).min)
-    logits = model(
-        input_ids=packed.input_ids.to(device),
-        position_ids=packed.position_ids.to(device),
-        attention_mask=hidden.to(device),
-        use_cache=False,
-        logits_to_keep=packed.keep,
-    ).logits
-    flat = logits.flatten(0, 1)
-    places, inverse = torch.unique(torch.cat([packed.decision, packed.reads[:, 2]]), return_inverse=True)
-    log_probs = flat[places.to(device)].float().log_softmax(-1)
-    n = len(packed.decision)
-    question, answer, _, token = packed.reads.to(device).unbind(1)
-    read = log_probs[inverse[n:].to(device), token]
-    answers = read.new_zeros(n, packed.answers).index_put((question, answer), read, accumulate=True)
-    present = torch.zeros_like(answers, dtype=torch.bool).index_put(
-        (question, answer), torch.tensor(True, device=device)
-    )
-    return Scores(answers.masked_fill(~present, -torch.inf), log_probs[inverse[:n].to(device)])
+    keep = layout.keep
+    inputs: dict[str, Any] = layout.inputs(_device(model), _compute_dtype(model))
+    if _keeps_logits(model):  # a large vocabulary at every token would be most of the memory
+        inputs["logits_to_keep"] = keep if isinstance(keep, int) else keep.to(_device(model))
+    logits = model(**inputs, use_cache=False).logits
+    if isinstance(keep, int):  # some models take `logits_to_keep` and return all of them
+        logits = logits[:, -keep:]
+    elif logits.shape[1] != len(keep):
+        logits = logits[:, keep.to(logits.device)]
+    reads = layout.reads
+    log_probs = logits.flatten(0, 1)[reads.places.to(logits.device)].float().log_softmax(-1)
+    answers = read_answers(log_probs, reads)
+    return Scores(answers[:, :-1], log_probs[reads.decision.to(log_probs.device)], answers[:, -1])
 
 
-def _compute_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype that the attention mask must have: the model's own, also when its weights are quantised."""
-    dtype = getattr(model, "dtype", None)
-    return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
+def score_packed(model: nn.Module, packed: PackedQuestions) -> Scores:
+    """One forward pass over packed questions; differentiable. See [`score_layout`]."""
+    return score_layout(model, packed)
 
 
 def score_plain(model: nn.Module, questions: Sequence[EncodedQuestion]) -> Scores:
     """
-    The same as [`score_packed`] without packing: each prompt with each answer on its own, left-padded. For models that
-    cannot read a trie, and to check that one can.
+    The same as [`score_packed`] without packing, each prompt with each answer on its own. For models that cannot read
+    a trie, and to check that one can.
     """
-    device = next(model.parameters()).device
-    rows: dict[tuple[int, ...], int] = {}
-    for q in questions:
-        for sequence in [q.prompt, *(q.prompt + answer[:-1] for answer in q.answers)]:
-            rows.setdefault(sequence, len(rows))
-    keep = max(len(answer) for q in questions for answer in (*q.answers, (0,)))
-    input_ids, attention_mask = left_padded(list(rows))
-    logits = model(
-        input_ids=input_ids.to(device),
-        attention_mask=attention_mask.to(device),
-        position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0).to(device),
-        use_cache=False,
-        logits_to_keep=keep,
-    ).logits
-    log_probs = logits.float().log_softmax(-1)
-    widest = max(len(q.answers) for q in questions)
-    answers = []
-    for q in questions:
-        values = []
-        for answer in q.answers:
-            places = torch.arange(keep - len(answer), keep, device=device)
-            tokens = torch.tensor(answer, device=device)
-            values.append(log_probs[rows[q.prompt + answer[:-1]], places, tokens].sum())
-        values += [log_probs.new_tensor(-torch.inf)] * (widest - len(values))
-        answers.append(torch.stack(values) if values else log_probs.new_empty(0))
-    decisions = log_probs[[rows[q.prompt] for q in questions], -1]
-    return Scores(torch.stack(answers), decisions)
+    return score_layout(model, lay_out(questions))
+
+
+def score_pictured(model: nn.Module, questions: Sequence[PicturedQuestion]) -> Scores:
+    """
+    The same as [`score_plain`] for questions with pictures: one row per question, and one more for each further answer
+    of several tokens.
+    """
+    return score_layout(model, lay_out_pictured(questions))
+
+
+def _rows(questions: Sequence[EncodedQuestion]) -> list[tuple[int, Tokens]]:
+    """Question and what stands behind its prompt, of every row that takes: a place that begins another needs none."""
+    rows = []
+    for number, question in enumerate(questions):
+        places = terms_of(question).places
+        begun = {place[:-1] for place in places if place}
+        rows += [(number, place) for place in places if place not in begun]
+    return rows
+
+
+def _kept(
+    questions: Sequence[EncodedQuestion], rows: Sequence[tuple[int, Tokens]], position: Any
+) -> list[dict[Tokens, int]]:
+    """Of each question the kept position of each place: `position(row, question, length of the place)`."""
+    kept: list[dict[Tokens, int]] = [{} for _ in questions]
+    for row, (number, place) in enumerate(rows):
+        for length in range(len(place) + 1):
+            kept[number].setdefault(place[:length], position(row, number, length))
+    return kept
+
+
+def lay_out(questions: Sequence[EncodedQuestion]) -> PlainQuestions:
+    """
+    Lay questions out each in rows of its own.
+
+    Args:
+        questions (`Sequence[EncodedQuestion]`): at least one.
+
+    Returns:
+        `PlainQuestions`: on the CPU.
+    """
+    rows = _rows(questions)
+    sequences = [questions[number].prompt + place for number, place in rows]
+    input_ids = torch.zeros(len(rows), max(map(len, sequences)), dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    read = {}
+    for row, ((number, _), sequence) in enumerate(zip(rows, sequences, strict=True)):
+        input_ids[row, : len(sequence)] = torch.tensor(sequence)
+        attention_mask[row, : len(sequence)] = 1
+        read.update(dict.fromkeys(range(len(questions[number].prompt) - 1, len(sequence))))
+    column = {position: index for index, position in enumerate(sorted(read))}
+
+    def position(row: int, number: int, length: int) -> int:
+        return row * len(column) + column[len(questions[number].prompt) - 1 + length]
+
+    return PlainQuestions(
+        input_ids, attention_mask, torch.tensor(list(column)), reads_at(questions, _kept(questions, rows, position))
+    )
+
+
+def lay_out_pictured(questions: Sequence[PicturedQuestion]) -> PicturedQuestions:
+    """
+    Lay questions with pictures out as their processor prepares them.
+
+    Args:
+        questions (`Sequence[PicturedQuestion]`): at least one, all of one processor.
+
+    Returns:
+        `PicturedQuestions`: on the CPU.
+    """
+    rows = _rows(questions)
+    inputs = pictured_inputs(questions[0].processor, [questions[number] for number, _ in rows])
+    shape, longest = inputs["input_ids"].shape, max(len(place) for _, place in rows)
+    if longest:
+        behind = torch.zeros(len(rows), longest, dtype=torch.long)
+        there = torch.zeros_like(behind)
+        for row, (_, place) in enumerate(rows):
+            behind[row, : len(place)] = torch.tensor(place, dtype=torch.long)
+            there[row, : len(place)] = 1
+        more = {"input_ids": behind, "attention_mask": there}
+        for key, value in inputs.items():
+            if isinstance(value, torch.Tensor) and value.shape == shape:
+                inputs[key] = torch.cat([value, more.get(key, torch.zeros_like(behind)).to(value.dtype)], 1)
+    kept = _kept(questions, rows, lambda row, number, length: row * (longest + 1) + length)
+    tensors = {key: value for key, value in inputs.items() if isinstance(value, torch.Tensor)}
+    return PicturedQuestions(tensors, longest + 1, reads_at(questions, kept))
 
 
 def pictured_inputs(processor: Any, questions: Sequence[PicturedQuestion]) -> dict[str, Any]:
@@ -120,16 +240,6 @@ def pictured_inputs(processor: Any, questions: Sequence[PicturedQuestion]) -> di
         processor.tokenizer.padding_side = side
 
 
-def on_model(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The tensors among some inputs, on the model's device, those of pictures in its dtype."""
-    device, floating = next(model.parameters()).device, _compute_dtype(model)
-    return {
-        key: value.to(device, floating if value.is_floating_point() else None)
-        for key, value in inputs.items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
 def left_padded(prompts: Sequence[Sequence[int]], pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Sequences of tokens as `input_ids` and `attention_mask`, padded on the left, shape `(prompts, longest)`."""
     longest = max(map(len, prompts))
@@ -141,42 +251,31 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int = 0) -> tuple[torch.T
     return input_ids, attention_mask
 
 
+def on_model(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The tensors among some inputs, on the model's device, those of pictures in its dtype."""
+    return _moved(inputs, _device(model), _compute_dtype(model))
+
+
+def _moved(inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        key: value.to(device, dtype if value.is_floating_point() else None)
+        for key, value in inputs.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _compute_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype that the attention mask must have: the model's own, also when its weights are quantised."""
+    dtype = getattr(model, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
+
+
 def _keeps_logits(model: Any) -> bool:
-    """Whether the model's forward can be told to compute the last logits only."""
+    """Whether the model's forward can be told to compute some of the logits only."""
     model = getattr(model, "module", model)  # of a wrapper for several devices
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in inspect.signature(model.forward).parameters
-
-
-def score_pictured(model: nn.Module, questions: Sequence[PicturedQuestion]) -> Scores:
-    """
-    The same as [`score_plain`] for questions with pictures: one row per question, and one more for each answer of
-    several tokens.
-    """
-    rows: list[tuple[int, tuple[int, ...]]] = []  # question, what stands behind its prompt
-    for number, q in enumerate(questions):
-        rows += [(number, tokens) for tokens in dict.fromkeys([(), *(answer[:-1] for answer in q.answers)])]
-    inputs = pictured_inputs(questions[0].processor, [questions[number] for number, _ in rows])
-    shape, longest = inputs["input_ids"].shape, max(len(tokens) for _, tokens in rows)
-    if longest:
-        behind = torch.zeros(len(rows), longest, dtype=torch.long)
-        there = torch.zeros_like(behind)
-        for row, (_, tokens) in enumerate(rows):
-            behind[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
-            there[row, : len(tokens)] = 1
-        more = {"input_ids": behind, "attention_mask": there}
-        for key, value in inputs.items():
-            if isinstance(value, torch.Tensor) and value.shape == shape:
-                inputs[key] = torch.cat([value, more.get(key, torch.zeros_like(behind)).to(value.dtype)], 1)
-    inputs = on_model(inputs, model)
-    if _keeps_logits(model):  # a large vocabulary at every token of a picture would be most of the memory
-        inputs["logits_to_keep"] = longest + 1
-    log_probs = model(**inputs, use_cache=False).logits[:, -longest - 1 :].float().log_softmax(-1)
-    row_of = {row: index for index, row in enumerate(rows)}
-    widest = max(len(q.answers) for q in questions)
-    answers = log_probs.new_full((len(questions), widest), -torch.inf)
-    for number, q in enumerate(questions):
-        for place, answer in enumerate(q.answers):
-            read = log_probs[row_of[number, answer[:-1]], torch.arange(len(answer)), torch.tensor(answer)].sum()
-            answers = answers.index_put((torch.tensor(number), torch.tensor(place)), read)
-    return Scores(answers, log_probs[[row_of[number, ()] for number in range(len(questions))], 0])

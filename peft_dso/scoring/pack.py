@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .encode import EncodedQuestion
+from .encode import EncodedQuestion, Tokens
+from .terms import Reads, reads_at, terms_of
 
 
 # Tokens of one packed row. Attention costs the square of it, so that longer rows gain nothing.
@@ -32,9 +33,8 @@ class _Row:
     children: dict[tuple[int, int], int]
     scored: set[int]
 
-    def insert(self, sequence: Sequence[int], scored_from: int) -> list[int]:
-        """Add a sequence; returns the nodes whose logits are read, those from `scored_from` on."""
-        node, path = -1, []
+    def insert(self, sequence: Sequence[int], node: int = -1) -> int:
+        """Add a sequence below a node (-1 for the root); returns the node where it ends."""
         for token in sequence:
             child = self.children.get((node, token))
             if child is None:
@@ -43,34 +43,44 @@ class _Row:
                 self.tokens.append(token)
                 self.parents.append(node)
             node = child
-            path.append(node)
-        self.scored.update(path[scored_from:])
-        return path[scored_from:]
+        return node
+
+    def insert_question(self, question: EncodedQuestion) -> dict[Tokens, int]:
+        """Add a question; returns the node of each of its places, where logits are read."""
+        nodes: dict[Tokens, int] = {(): self.insert(question.prompt)}
+        for place in terms_of(question).places[1:]:
+            nodes[place] = self.insert(place[-1:], nodes[place[:-1]])
+        self.scored.update(nodes.values())
+        return nodes
 
 
 @dataclass
 class PackedQuestions:
     """
-    Questions laid out for one forward pass.
+    Questions laid out as tries for one forward pass; pure tensors, good for any number of passes.
 
     Args:
         input_ids (`torch.Tensor`): shape `(rows, length)`.
         position_ids (`torch.Tensor`): shape `(rows, length)`.
         visible (`torch.Tensor`): bool, shape `(rows, 1, length, length)`: which token attends to which.
         keep (`int`): the last `keep` positions of each row hold everything that is read.
-        decision (`torch.Tensor`): shape `(questions,)`: where each prompt ends, as an index into the kept positions of
-            all rows laid end to end.
-        reads (`torch.Tensor`): shape `(answer tokens, 4)`: question, answer, kept position, token to read there.
-        answers (`int`): the largest number of answers of a question.
+        reads (`Reads`): what is read there.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     visible: torch.Tensor
     keep: int
-    decision: torch.Tensor
-    reads: torch.Tensor
-    answers: int
+    reads: Reads
+
+    def inputs(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """What the model's forward takes, with a mask to be added in the model's dtype."""
+        hidden = torch.zeros(self.visible.shape, dtype=dtype).masked_fill(~self.visible, torch.finfo(dtype).min)
+        return {
+            "input_ids": self.input_ids.to(device),
+            "position_ids": self.position_ids.to(device),
+            "attention_mask": hidden.to(device),
+        }
 
 
 def pack(questions: Sequence[EncodedQuestion], row_tokens: int = ROW_TOKENS) -> PackedQuestions:
@@ -85,15 +95,11 @@ def pack(questions: Sequence[EncodedQuestion], row_tokens: int = ROW_TOKENS) -> 
         `PackedQuestions`: on the CPU.
     """
     rows: list[_Row] = []
-    places: list[tuple[int, int, list[list[int]]]] = [(0, 0, [])] * len(questions)
+    places: list[tuple[int, dict[Tokens, int]]] = [(0, {})] * len(questions)
     for run in batches(questions, row_tokens):
         rows.append(_Row([], [], {}, set()))
         for number in run:
-            question = questions[number]
-            before = len(question.prompt) - 1
-            (decided,) = rows[-1].insert(question.prompt, before)
-            paths = [rows[-1].insert(question.prompt + answer[:-1], before) for answer in question.answers]
-            places[number] = (len(rows) - 1, decided, paths)
+            places[number] = (len(rows) - 1, rows[-1].insert_question(questions[number]))
 
     length = max(len(row.tokens) for row in rows)
     keep = max(len(row.scored) for row in rows)
@@ -102,31 +108,21 @@ def pack(questions: Sequence[EncodedQuestion], row_tokens: int = ROW_TOKENS) -> 
     visible = torch.eye(length, dtype=torch.bool).repeat(len(rows), 1, 1)
     columns: list[dict[int, int]] = []
     for index, trie in enumerate(rows):
-        # Read positions last, so that logits_to_keep=keep covers them; a parent still comes before its own children.
+        # Read positions last, so that logits_to_keep=keep covers them.
         order = sorted(range(len(trie.tokens)), key=lambda node: (node in trie.scored, node))
         column = {node: length - len(order) + place for place, node in enumerate(order)}
         columns.append(column)
-        for node, (token, parent) in enumerate(zip(trie.tokens, trie.parents)):
+        for node, (token, parent) in enumerate(zip(trie.tokens, trie.parents, strict=True)):
             here = column[node]
             input_ids[index, here] = token
-            if parent >= 0:
+            if parent >= 0:  # which was added before its children
                 position_ids[index, here] = position_ids[index, column[parent]] + 1
                 visible[index, here] |= visible[index, column[parent]]
-    decision, reads = [], []
-    for number, (row, decided, paths) in enumerate(places):
-        offset = row * keep - (length - keep)
-        decision.append(offset + columns[row][decided])
-        for answer, (path, tokens) in enumerate(zip(paths, questions[number].answers)):
-            reads += [(number, answer, offset + columns[row][node], token) for node, token in zip(path, tokens)]
-    return PackedQuestions(
-        input_ids,
-        position_ids,
-        visible[:, None],
-        keep,
-        torch.tensor(decision),
-        torch.tensor(reads, dtype=torch.long).view(-1, 4),
-        max(len(question.answers) for question in questions),
-    )
+    kept = [
+        {place: row * keep - (length - keep) + columns[row][node] for place, node in nodes.items()}
+        for row, nodes in places
+    ]
+    return PackedQuestions(input_ids, position_ids, visible[:, None], keep, reads_at(questions, kept))
 
 
 def batches(questions: Sequence[EncodedQuestion], tokens: int) -> list[list[int]]:
@@ -144,8 +140,11 @@ def batches(questions: Sequence[EncodedQuestion], tokens: int) -> list[list[int]
     for number in order:
         question = questions[number]
         prompt, pictures = question.prompt, len(getattr(question, "images", ()))
-        own = sum(len(answer) - 1 for answer in question.answers) + pictures * PICTURE_TOKENS
-        shared = next((i for i, (a, b) in enumerate(zip(prompt, previous)) if a != b), min(len(prompt), len(previous)))
+        own = len(terms_of(question).places) - 1 + pictures * PICTURE_TOKENS
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(prompt, previous, strict=False)) if a != b),
+            min(len(prompt), len(previous)),
+        )
         first.append(len(prompt) + own)
         further.append(len(prompt) + own - (0 if pictures else shared))
         previous = prompt
@@ -153,7 +152,7 @@ def batches(questions: Sequence[EncodedQuestion], tokens: int) -> list[list[int]
     def runs(limit: int) -> list[list[int]]:
         found: list[list[int]] = []
         used = 0
-        for number, begin, add in zip(order, first, further):
+        for number, begin, add in zip(order, first, further, strict=True):
             if found and used + add <= limit:
                 found[-1].append(number)
                 used += add

@@ -4,19 +4,83 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
 from torch import nn
 
 from .encode import EncodedQuestion, PicturedQuestion
-from .forward import Scores, _compute_dtype, score_packed, score_pictured, score_plain
+from .forward import Layout, Scores, _compute_dtype, lay_out, lay_out_pictured, score_layout, score_packed, score_plain
 from .pack import batches, pack
+
+
+@dataclass
+class Prepared:
+    """
+    A batch laid out once, to be scored any number of times: at several strengths, with and without an adapter, again
+    in the next epoch.
+
+    Args:
+        layouts (`list[Layout]`): of the questions of text, and of those with pictures, one forward pass each.
+        order (`torch.Tensor`, *optional*): which of the laid out questions each question is; default as they stand.
+    """
+
+    layouts: list[Layout]
+    order: Optional[torch.Tensor] = None
+
+
+def prepare(questions: Sequence[EncodedQuestion], packed: bool) -> Prepared:
+    """
+    Lay one batch out, in which some questions may have pictures.
+
+    Args:
+        questions (`Sequence[EncodedQuestion]`): at least one.
+        packed (`bool`): whether to lay text out as tries.
+
+    Returns:
+        `Prepared`: on the CPU; the pictures are prepared.
+    """
+    pictured = [(n, q) for n, q in enumerate(questions) if isinstance(q, PicturedQuestion)]
+    text = [(n, q) for n, q in enumerate(questions) if not isinstance(q, PicturedQuestion)]
+    layouts: list[Layout] = []
+    if text:
+        chosen = [q for _, q in text]
+        layouts.append(pack(chosen) if packed else lay_out(chosen))
+    if pictured:
+        layouts.append(lay_out_pictured([q for _, q in pictured]))
+    if len(layouts) == 1:
+        return Prepared(layouts)
+    return Prepared(layouts, torch.tensor([n for n, _ in (*text, *pictured)]).argsort())
+
+
+def score_prepared(model: nn.Module, prepared: Prepared) -> Scores:
+    """
+    Score a batch that is laid out; differentiable.
+
+    Args:
+        model (`nn.Module`): a causal language model, or a vision-language model.
+        prepared (`Prepared`): from [`prepare`].
+
+    Returns:
+        `Scores`: in the order of the questions.
+    """
+    parts = [score_layout(model, layout) for layout in prepared.layouts]
+    if prepared.order is None:
+        return parts[0]
+    widest = max(part.answers.shape[1] for part in parts)
+    answers = [nn.functional.pad(p.answers, (0, widest - p.answers.shape[1]), value=-torch.inf) for p in parts]
+    together = Scores(
+        torch.cat(answers),
+        torch.cat([part.decision for part in parts]),
+        torch.cat([part.abstentions for part in parts]),
+    )
+    return together[prepared.order.to(together.answers.device)]
 
 
 def score_batch(model: nn.Module, questions: Sequence[EncodedQuestion], packed: bool) -> Scores:
     """
-    Score one batch, in which some questions may have pictures.
+    Lay one batch out and score it: [`prepare`] and [`score_prepared`].
 
     Args:
         model (`nn.Module`): a causal language model, or a vision-language model.
@@ -26,22 +90,7 @@ def score_batch(model: nn.Module, questions: Sequence[EncodedQuestion], packed: 
     Returns:
         `Scores`: in the order of the questions.
     """
-    pictured = [n for n, q in enumerate(questions) if isinstance(q, PicturedQuestion)]
-    text = [n for n, q in enumerate(questions) if not isinstance(q, PicturedQuestion)]
-    parts: list[Scores] = []
-    if text:
-        chosen = [questions[n] for n in text]
-        parts.append(score_packed(model, pack(chosen)) if packed else score_plain(model, chosen))
-    if pictured:
-        parts.append(score_pictured(model, [questions[n] for n in pictured]))  # type: ignore[misc]
-    if len(parts) == 1:
-        return parts[0]
-    widest = max(part.answers.shape[1] for part in parts)
-    answers = torch.cat(
-        [nn.functional.pad(p.answers, (0, widest - p.answers.shape[1]), value=-torch.inf) for p in parts]
-    )
-    back = torch.tensor(text + pictured).argsort()
-    return Scores(answers[back], torch.cat([part.decision for part in parts])[back])
+    return score_prepared(model, prepare(questions, packed))
 
 
 @torch.no_grad()
@@ -70,7 +119,7 @@ def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], toleranc
         packed = score_packed(model, pack(few)).decision
     except (ValueError, TypeError, RuntimeError, NotImplementedError):
         return False
-    plain = score_plain(model, [EncodedQuestion(q.prompt, ()) for q in few]).decision
+    plain = score_plain(model, [q.prompt_only() for q in few]).decision
     spread = (plain - plain.mean(0)).square().mean().sqrt()
     error = (packed - plain).square().mean().sqrt()
     return bool(error <= tolerance * spread + 1e-5)
