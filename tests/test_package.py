@@ -26,7 +26,8 @@ LAYERS = {
     "inspect": {"evaluation", "objective", "tuner"},
     "demo": _EVERYTHING,
     "models": {"demo", "tuner"},
-    "cli": _EVERYTHING | {""},
+    "app": _MEASURING | {"evaluation", "inspect", "models"},
+    "cli": _EVERYTHING | {"", "app"},
     # the places of earlier versions
     "metrics": {"evaluation"},
     "rewards": {"objective"},
@@ -51,12 +52,12 @@ def test_every_public_name_is_there():
 
 
 def test_importing_costs_what_peft_costs():
-    """No trl, datasets or matplotlib until used, and no module that importing peft would not bring."""
+    """No trl, datasets, matplotlib or gradio until used, and no module that importing peft would not bring."""
     listed = "import sys, {}; print(sorted({{name.partition('.')[0] for name in sys.modules}}))"
     own = set(ast.literal_eval(fresh(listed.format("peft_dso"))))
     peft = set(ast.literal_eval(fresh(listed.format("peft"))))
     assert own - peft <= {"peft_dso", "regex", "_regex"} | {name for name in own if name.startswith("_")}
-    assert not own & {"trl", "datasets", "matplotlib"}
+    assert not own & {"trl", "datasets", "matplotlib", "gradio"}
 
 
 def test_importing_registers_the_type():

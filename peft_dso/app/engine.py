@@ -1,0 +1,221 @@
+"""What the page asks of a steered model: the answers' probabilities, and text, unsteered and steered in one batch."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..objective.penalties import kl_divergence
+from ..scoring import (
+    EncodedQuestion,
+    PicturedQuestion,
+    Scores,
+    check_reads_pictures,
+    encode_question,
+    left_padded,
+    score_pictured,
+)
+from ..tuner.strength import dso_layers
+from .turns import Strengths, Turns
+from .writing import write
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    What a model says to a prompt, unsteered and steered.
+
+    Args:
+        words (`tuple[str, ...]`): the answers, and last "other words".
+        base (`tuple[float, ...]`): their probabilities at strength 0.
+        steered (`tuple[float, ...]`): their probabilities at the strengths asked for.
+        kl (`float`): KL(steered || base) of the next token after the prompt, in nats.
+    """
+
+    words: tuple[str, ...]
+    base: tuple[float, ...]
+    steered: tuple[float, ...]
+    kl: float
+
+
+class SteeredModel:
+    """
+    A model with DSO adapters, for several people at once.
+
+    Args:
+        model (`nn.Module`): a `PeftModel`, or a plain model with loaded DSO adapters; all of them are made active.
+        processor (`PreTrainedTokenizerBase` or `ProcessorMixin`): its tokenizer or processor.
+        longest_prompt (`int`, defaults to 1024): tokens that a prompt may have.
+        longest_text (`int`, defaults to 256): tokens that a text may have.
+
+    Raises:
+        ValueError: the model has no DSO adapter.
+    """
+
+    def __init__(self, model: Any, processor: Any, longest_prompt: int = 1024, longest_text: int = 256) -> None:
+        # Below PEFT's wrapper, whose generate keeps something of each call in the model.
+        self.model = model.eval().get_base_model() if hasattr(model, "get_base_model") else model.eval()
+        self.processor = processor
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.adapters = tuple(dict.fromkeys(name for layer in dso_layers(model).values() for name in layer.dso_affine))
+        # PeftModel.set_adapter takes one name, that of its tuner and that of a plain model several.
+        (model.base_model if hasattr(model, "get_base_model") else model).set_adapter(list(self.adapters))
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self.longest_prompt = min(longest_prompt, positions or longest_prompt)
+        self.longest_text = longest_text
+        self.turns = Turns(self.model, self.adapters)
+
+    @property
+    def chats(self) -> bool:
+        """Whether the model has a chat template."""
+        return bool(getattr(self.processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None))
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model reads pictures."""
+        return getattr(self.processor, "image_processor", None) is not None
+
+    def vectors(self, adapter: str) -> dict[str, dict[str, torch.Tensor]]:
+        """By site the `slope` and `shift` of an adapter, each of shape `(d,)`."""
+        return {
+            site: {key: value.detach().float().cpu() for key, value in layer.dso_affine[adapter].named_parameters()}
+            for site, layer in dso_layers(self.model).items()
+            if adapter in layer.dso_affine
+        }
+
+    def rows(self, strengths: Mapping[str, float], each: int = 1) -> Strengths:
+        """
+        One strength per row: `each` rows at 0, then as many at the strengths asked for.
+
+        Raises:
+            ValueError: an adapter is unknown, or a strength is not finite.
+        """
+        for name, value in strengths.items():
+            if name not in self.adapters:
+                raise ValueError(f"There is no adapter {name!r}. Loaded: {', '.join(self.adapters)}.")
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"The strength of {name} must be a number, got {value!r}.")
+        return {name: [0.0] * each + [float(strengths.get(name, 0.0))] * each for name in self.adapters}
+
+    def encode(self, prompt: Any, answers: Sequence[str] = (), images: Sequence[Any] = ()) -> EncodedQuestion:
+        """
+        A prompt as tokens.
+
+        Args:
+            prompt (`str` or `list[dict]`): text, or messages for the chat template.
+            answers (`Sequence[str]`): as they follow the prompt.
+            images (`Sequence`): its pictures.
+
+        Raises:
+            ValueError: the prompt is empty or too long, or there are pictures that the model cannot read.
+        """
+        last = prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
+        if not str(last).strip():
+            raise ValueError("The prompt is empty: write the beginning of a sentence, or a question.")
+        if images:
+            check_reads_pictures(self.model)
+        question = encode_question(self.processor, prompt, answers, images)
+        if len(question.prompt) > self.longest_prompt:
+            raise ValueError(
+                f"The prompt has {len(question.prompt)} tokens, and at most {self.longest_prompt} are read here: "
+                "shorten it."
+            )
+        return question
+
+    def compare(
+        self, prompt: Any, answers: Sequence[str], strengths: Mapping[str, float], images: Sequence[Any] = ()
+    ) -> Comparison:
+        """
+        The probabilities of some answers at strength 0 and at others, in one batch.
+
+        Args:
+            prompt (`str` or `list[dict]`): text, or messages for the chat template.
+            answers (`Sequence[str]`): as they follow the prompt, the leading space included.
+            strengths (`Mapping[str, float]`): by adapter; 0 for those left out.
+            images (`Sequence`): the pictures of the prompt.
+
+        Returns:
+            `Comparison`: the probabilities.
+
+        Raises:
+            ValueError: the prompt is empty or too long, an answer is empty or there twice, a strength is not finite,
+                or the model cannot read the pictures.
+        """
+        if not answers:
+            raise ValueError("There is no answer to compare: name some words, such as: he, she, they")
+        question = self.encode(prompt, answers, images)
+        continued = dict.fromkeys([(), *(answer[:-1] for answer in question.answers)])
+        with self.turns.take(self.rows(strengths, len(continued))), torch.no_grad():
+            if isinstance(question, PicturedQuestion):
+                scores = score_pictured(self.model, [question, question])
+            else:
+                scores = self._score_text(question, list(continued))
+        base, steered = scores.answers.exp().tolist()
+        # What begins like another answer is a part of it.
+        own = [
+            n
+            for n, a in enumerate(question.answers)
+            if not any(a[: len(b)] == b for m, b in enumerate(question.answers) if m != n)
+        ]
+        rest = [max(0.0, 1 - sum(p[n] for n in own)) for p in (base, steered)]
+        kl = float(kl_divergence(scores.decision[1:], scores.decision[:1])[0])
+        words = (*(answer.strip() for answer in answers), "other words")
+        return Comparison(words, (*base, rest[0]), (*steered, rest[1]), kl)
+
+    def _score_text(self, question: EncodedQuestion, continued: list[tuple[int, ...]]) -> Scores:
+        """As `score_plain` scores, of one prompt in two rows of different strength."""
+        keep = max(map(len, question.answers))
+        input_ids, attention_mask = left_padded([question.prompt + tokens for tokens in continued] * 2)
+        device = next(self.model.parameters()).device
+        names = inspect.signature(self.model.forward).parameters
+        inputs = {"logits_to_keep": keep} if "logits_to_keep" in names else {}
+        logits = self.model(
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0).to(device),
+            **inputs,
+        ).logits[:, -keep:]
+        log_probs = logits.float().log_softmax(-1).view(2, len(continued), keep, -1)
+        answers = []
+        for answer in question.answers:
+            places = torch.arange(keep - len(answer), keep, device=device)
+            row = log_probs[:, continued.index(answer[:-1])]
+            answers.append(row[:, places, torch.tensor(answer, device=device)].sum(-1))
+        return Scores(torch.stack(answers, 1), log_probs[:, continued.index(()), -1])
+
+    def write(
+        self,
+        prompts: tuple[Any, Any],
+        strengths: Mapping[str, float],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        images: Sequence[Any] = (),
+    ) -> Iterator[tuple[str, str]]:
+        """
+        Continue two prompts in one batch, the first at strength 0, the second at others, token by token. Others may
+        have turns at the model in between.
+
+        Args:
+            prompts (`tuple`): text or messages, one for either strength.
+            strengths (`Mapping[str, float]`): by adapter; 0 for those left out.
+            max_new_tokens (`int`, defaults to 64): at most so many, and at most `longest_text`.
+            temperature (`float`, defaults to 0): of the sampling; 0 takes the likeliest token.
+            images (`Sequence`): the pictures of both prompts.
+
+        Yields:
+            Both texts, as far as they are written. Closing the iterator stops the writing.
+
+        Raises:
+            ValueError: as [`compare`], or the temperature is negative.
+        """
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature={temperature!r}: give 0 for the likeliest words, or a number above it.")
+        questions = [self.encode(prompt, (), images) for prompt in prompts]
+        length = max(1, min(int(max_new_tokens), self.longest_text))
+        return write(self.model, self.processor, self.turns, questions, self.rows(strengths), length, temperature)
