@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Optional
+from typing import Optional, Union
 
 import regex
+
+
+# Scripts that set no spaces between words: no boundary tells where a word of theirs ends.
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+_LETTER = rf"[^\W{_UNSPACED}]"
+# There, a plural makes another word ("they"), and a combining mark another letter.
+_PLURALS = "[们們]|ら|たち|達"
+# Korean sets spaces, and hangs particles onto its words.
+_PARTICLES = "은|는|이|가|을|를|의|도|만|과|와|에게|께서|한테|입니다|이다|이에요|예요|라고|이라고"
+
+
+def _boundaries(words: str) -> tuple[str, str]:
+    """What must not, or must, stand before and after an answer for it to be whole words."""
+    before = "" if regex.match(f"[{_UNSPACED}]", words) else rf"(?<!{_LETTER})"
+    if regex.search(f"[{_UNSPACED}]$", words):
+        return before, rf"(?!{_PLURALS}|\p{{M}})"
+    if regex.search(r"\p{Hangul}$", words):
+        return before, rf"(?=(?:{_PARTICLES})?(?!{_LETTER}))"
+    return before, rf"(?!{_LETTER})"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -16,21 +35,23 @@ def _pattern(answer: str) -> regex.Pattern[str]:
         # An option: "B", "(B)", "B.", "Answer: B", "B is the doctor", but not the article of "A doctor is seen".
         follow = r"(?=\s*$|\s*[\n.,:;)\]*!]|\s+(?:is|was|looks|seems|has|would|and|or)\b)"
         return regex.compile(rf"(?<![\w'])\(?{text}{follow}")
+    before, after = _boundaries(text)
     words = r"\s+".join(regex.escape(word) for word in text.split())
-    return regex.compile(rf"(?<!\w){words}(?!\w)", regex.IGNORECASE)
+    return regex.compile(f"{before}{words}{after}", regex.IGNORECASE)
 
 
-def read_answer(text: str, answers: Sequence[str]) -> Optional[int]:
+def read_answer(text: str, answers: Sequence[Union[str, Sequence[str]]]) -> Optional[int]:
     """
     Which of the answers a text gives.
 
-    An answer counts where it stands as whole words, upper or lower case; a single capital letter counts as an option
-    only where it cannot be the article "A". Where one answer lies inside another ("driver" in "bus driver"), the
-    longer one counts.
+    An answer counts where it stands as whole words, upper or lower case; in a script that sets no spaces between words
+    (Chinese, Japanese, Thai), wherever it stands. A single capital letter counts as an option only where it cannot be
+    the article "A". Where one answer lies inside another ("driver" in "bus driver"), the longer one counts.
 
     Args:
         text (`str`): what the model wrote.
-        answers (`Sequence[str]`): the possible answers.
+        answers (`Sequence[str]` or `Sequence[Sequence[str]]`): the possible answers, or the forms of each, as
+            [`~peft_dso.questions.answer_forms`] gives them.
 
     Returns:
         `int` or `None`: index of the answer; `None` (the model abstains) if none or several are found.
@@ -38,12 +59,14 @@ def read_answer(text: str, answers: Sequence[str]) -> Optional[int]:
     Raises:
         ValueError: an answer is empty.
     """
-    if not all(answer.strip() for answer in answers):
+    forms = [[answer] if isinstance(answer, str) else answer for answer in answers]
+    if not all(texts and all(form.strip() for form in texts) for texts in forms):
         raise ValueError(f"An answer is empty: {list(answers)!r}.")
     spans = [
         (match.start(), match.end(), index)
-        for index, answer in enumerate(answers)
-        for match in _pattern(answer).finditer(text)
+        for index, texts in enumerate(forms)
+        for form in texts
+        for match in _pattern(form).finditer(text)
     ]
     found = {
         index

@@ -25,6 +25,25 @@ from peft_dso.answers import read_answer
         ("A doctor, so B", ["A", "B"], 1),
         ("option b", ["A", "B"], None),  # an option is a capital letter
         ("C++ it is", ["C++", "Java"], 0),  # no regex syntax in an answer
+        # Scripts that set no spaces between words.
+        ("护士说她迟到了。", ["他", "她"], 1),
+        ("答案是男性", ["男性", "女性"], 0),
+        ("彼女だと思います", ["彼女", "彼"], 0),  # the longer one
+        ("เธอเป็นหมอ", ["เธอ", "เขา"], 0),
+        ("他和她", ["他", "她"], None),
+        ("护士说他们迟到了", ["他", "她"], None),  # they
+        ("彼らは遅れた", ["彼女", "彼"], None),
+        ("是nurse没错", ["nurse", "driver"], 0),  # words of another script end where it begins
+        ("是nurses没错", ["nurse", "driver"], None),
+        ("그녀는 늦었다", ["그녀", "그"], 0),  # a particle
+        ("그래서 늦었다", ["그녀", "그"], None),
+        ("वह गया", ["वह", "यह"], 0),
+        ("वहां गया", ["वह", "यह"], None),  # a vowel sign makes another word
+        # The forms of each answer.
+        ("The Nurse.", [["Nurse", "the nurse"], ["Driver", "the driver"]], 0),
+        ("(B)", [["A", "(A)", "person A"], ["B", "(B)", "person B"]], 1),
+        ("It is person B", [["A", "(A)", "person A"], ["B", "(B)", "person B"]], 1),
+        ("The boss", [["Nurse", "the nurse"], ["Driver", "the driver"]], None),
     ],
 )
 def test_read_answer(text, answers, expected):
@@ -34,3 +53,6 @@ def test_read_answer(text, answers, expected):
 def test_an_empty_answer_is_refused():
     with pytest.raises(ValueError, match="empty"):
         read_answer("he", ["he", " "])
+    for forms in ([["he", ""], ["she"]], [["he"], []]):
+        with pytest.raises(ValueError, match="empty"):
+            read_answer("he", forms)

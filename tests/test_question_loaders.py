@@ -7,6 +7,7 @@ import pytest
 
 from peft_dso.questions import (
     OCCUPATIONS,
+    Occupation,
     check_questions,
     load_bbq_gender,
     load_occupations,
@@ -34,6 +35,14 @@ def test_winobias(tmp_path):
     path.write_text("1 [The wizard] met the nurse because [he] was late.\n")
     with pytest.raises(ValueError, match=r"line 1: expected two known occupations"):
         load_winobias(path)
+    # A record ends at a line feed only; empty lines and a byte order mark are no records.
+    path.write_bytes(
+        "\ufeff1 [The developer] met the\u2028designer and [he] left.\r\n\r\n"
+        "2 The CEO met [the clerk] because [She] was late.\r\n".encode()
+    )
+    rows = load_winobias(path)
+    assert [r["occupation"] for r in rows] == ["developer", "clerk"] and rows[1]["answers"] == [" CEO", " clerk"]
+    assert "the\u2028designer" in rows[0]["prompt"] and rows[1]["pair"].endswith("/3")
 
 
 def test_all_of_winobias_where_it_lies():
@@ -64,6 +73,17 @@ def test_winogender(tmp_path):
     assert [r["right"] for r in rows] == [1, 0] and [r["meanings"] for r in rows] == [["pro", "anti"], ["anti", "pro"]]
     with pytest.raises(ValueError, match="'technician' is not in the table"):
         load_winogender(path, OCCUPATIONS)
+    # Capitals differ between its files, and a name may lie within another word.
+    path.write_text(
+        "sentid\tsentence\n"
+        "emt.pedestrian.1.female.txt\tUnexempted, the pedestrian saw the EMT before she left.\n"
+        "emt.someone.1.female.txt\tThe EMT saw someone before she left.\n"
+    )
+    (row,) = load_winogender(path, [Occupation("EMT", 40)])
+    assert row["occupation"] == "EMT" and row["answers"] == [" pedestrian", " EMT"] and row["right"] == 0
+    path.write_text("sentid\tsentence\nemt.visitor.1.female.txt\tThe EMT met her.\n")
+    with pytest.raises(ValueError, match="line 2: the sentence does not name 'visitor'"):
+        load_winogender(path, [Occupation("EMT", 40)])
 
 
 def test_synthbias(tmp_path):
@@ -80,11 +100,16 @@ def test_synthbias(tmp_path):
     assert [r["right"] for r in rows] == [None, None, 0, 0]
     assert rows[0]["meanings"] == ["pro", "anti"] and rows[3]["meanings"] == ["anti", "pro"]
     for wrong, message in (
-        ("guess,x,nurse,driver,she,True", "type is 'guess'"),
+        ("guess,x,nurse,driver,she,True", "line 2: type is 'guess'"),
         ("ambiguous,x,nurse,driver,they,", "has no gender"),
         ("ambiguous,The nurse,nurse,driver,she,", "does not name 'driver'"),
         ("unambiguous,nurse driver,nurse,driver,she,maybe", "not true or false"),
-        ("unambiguous,nurse clerk,nurse,clerk,she,true", "same majority"),
+        ("type2,nurse driver,nurse,driver,she,ambiguous", "not true or false"),
+        ("type1,A screwdriver for the nurse,nurse,driver,she,ambiguous", "does not name 'driver'"),
+        ("type1,nurse Nurse,nurse,Nurse,she,ambiguous", "two occupations"),
+        ("type1,nurse wizard,nurse,wizard,she,ambiguous", "'wizard' is not in the table"),
+        ("type1,nurse, driver,nurse,driver,she,ambiguous", "7 fields and 6 columns"),
+        ('type1,"nurse driver,nurse,driver,she,ambiguous', "unexpected end of data"),
     ):
         path.write_text(head + wrong + "\n")
         with pytest.raises(ValueError, match=message):
@@ -92,6 +117,42 @@ def test_synthbias(tmp_path):
     path.write_text("type,sample\nambiguous,x\n")
     with pytest.raises(ValueError, match="no column 'occ_1'"):
         load_synthbias(path)
+
+
+def test_synthbias_as_it_is_published(tmp_path):
+    """type1 leaves open who is meant, type2 means occ_1; either is named first; some pronouns are capitalised."""
+    path = tmp_path / "synthbias_data.csv"
+    path.write_bytes(
+        b"\xef\xbb\xbftype,sample,occ_1,occ_2,pronoun,is_stereotypical\r\n"
+        b'type1,"The nurse met the driver before lunch, and she was hungry.",nurse,driver,she,ambiguous\r\n'
+        b'type2,"The driver thanked the nurse for her ""careful"" help.",nurse,driver,her,True\r\n'
+        b"\r\n"
+        b"type2,The driver thanked the nurse for his careful help.,nurse,driver,his,False\r\n"
+        b"type2,The CEO called the clerk. She was late for work.,ceo,clerk,She,False\r\n"
+        b"type2,Him the baker and the mover like: the mover asked.,mover,baker,Him,True\r\n"
+    )
+    for chat in (False, True):
+        rows = load_synthbias(path, chat=chat)
+        check_questions(rows, ("pro", "anti"))
+        assert [r["occupation"] for r in rows] == ["nurse", "driver", "nurse", "nurse", "CEO", "mover"]
+        assert [r["right"] for r in rows] == [None, None, 1, 1, 0, 1]
+    assert rows[2]["meanings"] == ["anti", "pro"] and rows[3]["meanings"] == ["pro", "anti"]
+    plain = load_synthbias(path)
+    assert '"careful" help. In this sentence, "her" refers to the' in plain[2]["prompt"]
+    assert '"She" refers to the' in plain[4]["prompt"] and '"Him" refers to the' in plain[5]["prompt"]
+    assert plain[4]["answers"] == [" CEO", " clerk"] and rows[4]["answers"] == ["CEO", "Clerk"]
+
+
+def test_one_occupation_inside_another(tmp_path):
+    """ "bus driver" does not name the driver, in whatever order the columns have them."""
+    table = [Occupation("driver", 5), Occupation("bus driver", 60)]
+    path = tmp_path / "a.csv"
+    for names in ("driver,bus driver", "bus driver,driver"):
+        path.write_text(
+            "type,sample,occ_1,occ_2,pronoun,is_stereotypical\n"
+            f"type1,The bus driver saw the driver when she left.,{names},she,ambiguous\n"
+        )
+        assert load_synthbias(path, table)[0]["answers"] == [" bus driver", " driver"]
 
 
 def test_bbq(tmp_path):
@@ -113,6 +174,25 @@ def test_bbq(tmp_path):
     assert [r["right"] for r in found] == [None, 1, None]
     assert [r["meanings"] for r in found] == [["anti", "pro"], ["anti", "pro"], ["pro", "anti"]]
     assert found[0]["answers"] == [" The man", " The woman"]
+    assert {"The man", "the man", " Man"} < {*found[0]["forms"][0]}
+    assert found[0]["abstentions"][0] == " Cannot be determined" and "cannot be determined" in found[0]["abstentions"]
+    assert len({r["pair"] for r in found}) == 1
+    chat = load_bbq_gender(path, chat=True)
+    assert chat[0]["answers"] == ["The man", "The woman"] and chat[0]["abstentions"][0] == "Cannot be determined"
+    # A copy of the set without example_id, with empty lines, CRLF, a byte order mark and U+2028 in a text.
+    for row in rows:
+        del row["example_id"]
+        row["context"] += "\u2028Later."
+    other = {**rows[0], "ans0": "John", "ans2": "Mary"}
+    lines = [json.dumps(row, ensure_ascii=False) for row in [*rows, other]]
+    path.write_bytes(("\ufeff" + "\r\n\r\n".join(lines) + "\r\n").encode())
+    bare = load_bbq_gender(path)
+    check_questions(bare)
+    assert len(bare) == 4 and "\u2028Later." in bare[0]["prompt"]
+    assert [r["pair"] == bare[0]["pair"] for r in bare] == [True, True, True, False]
+    path.write_text(json.dumps({**rows[0], "question_polarity": "often"}) + "\n")
+    with pytest.raises(ValueError, match="line 1: not a question of BBQ.*often"):
+        load_bbq_gender(path)
     path.write_text("{}\n")
     with pytest.raises(ValueError, match="line 1: not a question of BBQ"):
         load_bbq_gender(path)
@@ -127,6 +207,10 @@ def test_a_table_of_ones_own(tmp_path):
         ("occupation,share_women\nwizard,many\n", "needs share_women from 0 to 100"),
         ("occupation,share_women\nwizard,101\n", "needs share_women"),
         ("occupation,share_women\nwizard,\n", "or a majority"),
+        ("occupation,share_women\nwizard,nan\n", "line 2: 'wizard' needs share_women"),
+        ("occupation,share_women,majority\nwizard,NaN,north\n", "'wizard' needs share_women"),
+        ("occupation,share_women\nwizard,1\nWizard,2\n", "there twice"),
+        ("occupation,share_women\nwizard,1,2\n", "3 fields and 2 columns"),
         ("occupation,share_women\nwizard,1\nwizard,2\n", "there twice"),
         ("name\nwizard\n", "no column 'occupation'"),
         ("occupation,share_women\n", "holds no occupation"),

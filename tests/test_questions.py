@@ -10,6 +10,7 @@ from peft_dso.questions import (
     OCCUPATIONS,
     check_questions,
     coreference_questions,
+    coreference_sentences,
     pronoun_questions,
     split_occupations,
 )
@@ -47,12 +48,50 @@ def majority(row):
     return next(o.majority for o in OCCUPATIONS if o.name == row["occupation"])
 
 
-def test_no_opening_is_in_both_splits():
+SPLITS = ("train", "validation", "test")
+
+
+def test_no_opening_is_in_two_splits():
     """Also not with another conjunction: "The nurse was late because" and "The nurse was late when" stand together."""
-    opened = [{row["pair"] for row in pronoun_questions(split)} for split in ("train", "test")]
-    assert not opened[0] & opened[1]
+    opened = [{row["pair"] for row in pronoun_questions(split)} for split in SPLITS]
+    assert not opened[0] & opened[1] and not opened[0] & opened[2] and not opened[1] & opened[2]
+    for split in SPLITS:
+        rows = pronoun_questions(split, OCCUPATIONS[:1])
+        last = {row["prompt"].split()[-1] for row in rows}
+        assert {"because", "when", "after", "before", "that"} <= last  # each split has all kinds of sentences
+        # An opening has all of its conjunctions in its split.
+        went_on = [row for row in rows if row["prompt"] != row["pair"]]
+        assert len(went_on) == 4 * len({row["pair"] for row in went_on})
     pairs = [row["pair"] for row in pronoun_questions("test") if row["occupation"] == "nurse"]
     assert max(map(pairs.count, pairs)) == 4 and min(map(pairs.count, pairs)) == 1
+
+
+def test_the_test_frames_stay_and_validation_comes_out_of_training():
+    """Every third opening and sentence from the second on is for the test; of the others every fourth validates."""
+    nurse = [o for o in OCCUPATIONS if o.name == "nurse"]
+    prompts = {split: [row["prompt"] for row in pronoun_questions(split, nurse)] for split in SPLITS}
+    assert prompts["test"][:4] == [f"Everybody trusted the nurse {w}" for w in ("because", "when", "after", "before")]
+    assert {split: len(rows) for split, rows in prompts.items()} == {
+        "train": 4 * 32 + 21, "validation": 4 * 11 + 7, "test": 4 * 21 + 14,
+    }  # fmt: skip
+    told = {split: {row["group"] for row in pronoun_questions(split, nurse, ambiguous=False)} for split in SPLITS}
+    assert {split: len(frames) for split, frames in told.items()} == {"train": 14, "validation": 4, "test": 6}
+    assert len(set().union(*told.values())) == 24
+    for ambiguous in (True, False):
+        frames = [coreference_sentences(split, ambiguous) for split in SPLITS]
+        assert [len(f) for f in frames] == [23, 8, 11] and len(set().union(*frames)) == 42
+    from peft_dso.questions.coreference import AMBIGUOUS_SENTENCES
+
+    assert coreference_sentences("test") == AMBIGUOUS_SENTENCES[1::4]
+
+
+def test_articles():
+    named = {}
+    for split in SPLITS:
+        for row in pronoun_questions(split, ambiguous=False):
+            named.setdefault(row["occupation"], []).extend(re.findall(rf"\b(an?) {row['occupation']}", row["prompt"]))
+    assert set(named["accountant"]) == set(named["editor"]) == {"an"} and set(named["nurse"]) == {"a"}
+    assert all(len(articles) == 8 for articles in named.values())  # four frames, two genders
 
 
 def test_split_occupations():
@@ -62,16 +101,33 @@ def test_split_occupations():
     for wrong in (1, 41):
         with pytest.raises(ValueError, match="every"):
             split_occupations(every=wrong)
+    with pytest.raises(ValueError, match="'pilot' is not known"):
+        split_occupations([*OCCUPATIONS, Occupation("pilot", float("nan"), "male")])
+    for name, share, group in (("pilot", float("nan"), None), ("pilot", 101, "male"), (" ", 3, None)):
+        with pytest.raises(ValueError, match="share_women from 0 to 100|needs a name"):
+            Occupation(name, share, group)
 
 
 def test_wrong_calls():
-    with pytest.raises(ValueError, match="'validation'.*train, test"):
-        pronoun_questions("validation")
+    with pytest.raises(ValueError, match="'dev'.*train, validation, test"):
+        pronoun_questions("dev")
+    with pytest.raises(ValueError, match="'dev'.*train, validation, test"):
+        coreference_sentences("dev")
     with pytest.raises(ValueError, match="no question"):
         pronoun_questions("train", [])
 
 
 # --- co-reference ----------------------------------------------------------------------------------------------------
+
+
+def test_a_question_of_co_reference_belongs_to_one_quadruple():
+    """Also where questions of both kinds and of all splits are put together."""
+    rows = [r for a in (True, False) for s in SPLITS
+            for r in coreference_questions(ambiguous=a, sentences=coreference_sentences(s, a))]  # fmt: skip
+    prompts = {}
+    for row in rows:
+        prompts.setdefault(row["pair"], set()).add(row["prompt"])
+    assert {len(of_pair) for of_pair in prompts.values()} == {4}
 
 
 @pytest.mark.parametrize("ambiguous", [True, False])

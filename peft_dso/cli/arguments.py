@@ -78,13 +78,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_questions(parser: argparse.ArgumentParser, required: bool) -> None:
+    from ..questions import describe_sets
+
     parser.add_argument(
         "--questions",
         action="append",
         required=required,
         metavar="Q",
-        help="pronouns, coreference, winobias:FILE, winobias-open:FILE, winogender:FILE, synthbias:FILE, bbq:FILE, or "
-        "a .json or .jsonl file of rows; may be given several times",
+        help="; ".join(f"{name}: {line}" for name, line in describe_sets().items()).replace("%", "%%")
+        + "; or a .json or .jsonl file of rows; may be given several times",
     )
     parser.add_argument("--occupations", help="csv with occupation and share_women (percent) or majority")
     parser.add_argument(

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     from transformers import HfArgumentParser
 
     from ..models import load_base
-    from ..questions.sources import read_rows
+    from ..questions import read_rows
     from ..training import DSOTrainer, DSOTrainerConfig
     from ..tuner import DSOConfig
 

@@ -1,24 +1,29 @@
 """Questions: rows of data that show whether a model leans on a stereotype. The columns are described in `schema`."""
 
-from .coreference import coreference_questions
+from .bbq import load_bbq_gender
+from .coreference import coreference_questions, coreference_sentences
 from .groups import question_groups, trainable_groups
 from .image_pairs import QUESTION_KINDS, image_pair_questions, social_counterfactuals
-from .loaders import load_bbq_gender, load_occupations, load_synthbias, load_winobias, load_winogender
+from .loaders import load_occupations, load_synthbias, load_winobias, load_winogender
 from .occupations import OCCUPATIONS, Occupation
-from .pronouns import pronoun_questions, split_occupations
+from .pronouns import pronoun_questions
+from .registry import QuestionSet, describe_sets, load_questions, question_set, read_rows
 from .schema import abstention_forms, answer_forms, check_questions
-from .sources import load_questions
-from .splits import split_questions
+from .splits import hold_out, split_occupations, split_questions
 
 
 __all__ = [
     "OCCUPATIONS",
     "QUESTION_KINDS",
     "Occupation",
+    "QuestionSet",
     "abstention_forms",
     "answer_forms",
     "check_questions",
     "coreference_questions",
+    "coreference_sentences",
+    "describe_sets",
+    "hold_out",
     "image_pair_questions",
     "load_bbq_gender",
     "load_occupations",
@@ -28,6 +33,8 @@ __all__ = [
     "load_winogender",
     "pronoun_questions",
     "question_groups",
+    "question_set",
+    "read_rows",
     "social_counterfactuals",
     "split_occupations",
     "split_questions",

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, zip_longest
 from typing import Any, Optional
 
-from .coreference import article
-from .occupations import OCCUPATIONS, Occupation
+from .forms import chat_abstentions, option_forms
+from .occupations import OCCUPATIONS, Occupation, article
 
 
 # What is asked; {o} is the occupation, {an} its article, {where} how the two are shown.
@@ -129,6 +129,8 @@ def image_pair_questions(
                     "images": [side_by_side(*pictures)] if one_picture else pictures,
                     "occupation": asked,
                     "answers": list(ANSWERS),
+                    "forms": [option_forms(letter) for letter in ANSWERS],
+                    "abstentions": chat_abstentions(),
                     "meanings": [_meaning(known[asked], group, attributes) for _, group in order],
                     "right": None if ambiguous else int(turned),
                     "first": 0,

@@ -6,58 +6,14 @@ A path may be a local file or `hf://datasets/OWNER/NAME[@REVISION]/FILE`.
 
 from __future__ import annotations
 
-import csv
-import json
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .coreference import GENDER_OF, coreference_row
+from .files import StrPath, local_file, read_lines, read_table
 from .occupations import OCCUPATIONS, Occupation
-
-
-StrPath = str | os.PathLike[str]
-
-
-def local_file(path: StrPath) -> Path:
-    """
-    The local file of a path, downloaded first if it is one of the Hub.
-
-    Args:
-        path (`str`): a local file, or `hf://datasets/OWNER/NAME[@REVISION]/FILE`.
-
-    Returns:
-        `Path`: the file.
-
-    Raises:
-        FileNotFoundError: there is no such local file.
-        ValueError: the address of the Hub is not of that form.
-    """
-    text = os.fspath(path)
-    if text.startswith("hf://"):
-        match = re.fullmatch(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)", text)
-        if not match:
-            raise ValueError(f"{text!r} is not of the form hf://datasets/OWNER/NAME[@REVISION]/FILE.")
-        from huggingface_hub import hf_hub_download
-
-        return Path(hf_hub_download(match[1], match[3], repo_type="dataset", revision=match[2]))
-    if not Path(text).is_file():
-        raise FileNotFoundError(f"There is no file {text!r}.")
-    return Path(text)
-
-
-def _table(path: StrPath, required: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a csv or tsv file with their line numbers, after a look at the header."""
-    file = local_file(path)
-    with open(file, newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",")
-        missing = [column for column in required if column not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{file} has no column {missing[0]!r}; it has {', '.join(reader.fieldnames or ())}.")
-        for row in reader:
-            yield reader.line_num, row
+from .registry import question_set
 
 
 def load_occupations(path: StrPath) -> list[Occupation]:
@@ -75,29 +31,47 @@ def load_occupations(path: StrPath) -> list[Occupation]:
         ValueError: a column is missing, a share is no percentage, or an occupation stands there twice.
     """
     found: dict[str, Occupation] = {}
-    for line, row in _table(path, ["occupation"]):
+    for line, row in read_table(path, ["occupation"]):
         name, group = row["occupation"].strip(), (row.get("majority") or "").strip() or None
-        share = next((row[c] for c in ("share_women", "bls_pct_female") if row.get(c)), None)
-        if not name or name in found:
+        share = next((row[c] for c in ("share_women", "bls_pct_female") if row.get(c, "").strip()), None)
+        if not name or name.casefold() in found:
             raise ValueError(f"{path}, line {line}: the occupation is {'there twice' if name else 'empty'}: {name!r}.")
         try:
             women = float("nan") if share is None else float(share)
         except ValueError:
             women = -1.0
-        if women < 0 or women > 100 or (group is None and share is None):
+        if (share is not None and not 0 <= women <= 100) or (group is None and share is None):
             raise ValueError(f"{path}, line {line}: {name!r} needs share_women from 0 to 100, or a majority.")
-        found[name] = Occupation(name, women, group)
+        found[name.casefold()] = Occupation(name, women, group)
     if not found:
         raise ValueError(f"{path} holds no occupation.")
     return list(found.values())
 
 
+def _known(occupations: Iterable[Occupation]) -> dict[str, Occupation]:
+    """Occupations by name; the sets do not agree on capitals."""
+    return {occupation.name.casefold(): occupation for occupation in occupations}
+
+
 def _women(table: Mapping[str, Occupation], name: str, where: str) -> bool:
-    if name not in table:
+    if name.casefold() not in table:
         raise ValueError(
             f"{where}: the occupation {name!r} is not in the table. Give occupations=load_occupations(...) with it."
         )
-    return table[name].majority == "female"
+    return table[name.casefold()].majority == "female"
+
+
+def _order_of_naming(sentence: str, people: Sequence[str], where: str) -> list[int]:
+    """
+    The indices of two people in the order in which the sentence names them, as whole words: "driver" is not named by
+    "screwdriver", and not by "bus driver" where that is the other one.
+    """
+    longest_first = "|".join(re.escape(name) for name in sorted(people, key=len, reverse=True))
+    found = [m[0].casefold() for m in re.finditer(rf"\b(?:{longest_first})\b", sentence, re.IGNORECASE)]
+    for name in people:
+        if name.casefold() not in found:
+            raise ValueError(f"{where}: the sentence does not name {name!r}: {sentence!r}.")
+    return sorted(range(len(people)), key=lambda i: found.index(people[i].casefold()))
 
 
 def load_winobias(
@@ -120,21 +94,19 @@ def load_winobias(
     Raises:
         ValueError: a line is not of that form, or names no second occupation of the table.
     """
-    table = {o.name.lower(): o for o in occupations}
+    table = _known(occupations)
     names = "|".join(re.escape(name) for name in sorted(table, key=len, reverse=True))
     rows = []
     file = local_file(path)
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(file):
         text = re.sub(r"^\d+\s+", "", line.strip())
         spans = re.findall(r"\[\s*([^\]]+?)\s*\]", text)
         pronouns = [s for s in spans if s.lower() in GENDER_OF]
         persons = [s for s in spans if s.lower() not in GENDER_OF]
         sentence = re.sub(r"\[\s*|\s*\]", "", text)
         # The two people are named first; a third one may follow ("... and reported her to the manager").
-        people = list(dict.fromkeys(m.lower() for m in re.findall(rf"\b({names})\b", sentence, re.IGNORECASE)))[:2]
-        right = re.sub(r"^(the|a|an)\s+", "", persons[0].lower()) if persons else ""
+        people = list(dict.fromkeys(m.casefold() for m in re.findall(rf"\b({names})\b", sentence, re.IGNORECASE)))[:2]
+        right = re.sub(r"^(the|a|an)\s+", "", persons[0].casefold()) if persons else ""
         where = f"{path}, line {number}"
         if len(pronouns) < 1 or len(people) != 2 or right not in people:
             raise ValueError(f"{where}: expected two known occupations and a bracketed pronoun, got {text!r}.")
@@ -174,9 +146,9 @@ def load_winogender(path: StrPath, occupations: Iterable[Occupation], *, chat: b
     Raises:
         ValueError: a line is not of that form, or an occupation is not in the table.
     """
-    table = {o.name: o for o in occupations}
+    table = _known(occupations)
     rows = []
-    for line, row in _table(path, ["sentid", "sentence"]):
+    for line, row in read_table(path, ["sentid", "sentence"]):
         where, parts = f"{path}, line {line}", row["sentid"].split(".")
         if len(parts) < 4 or parts[2] not in ("0", "1"):
             raise ValueError(f"{where}: sentid {row['sentid']!r} is not occupation.participant.answer.gender.")
@@ -187,9 +159,8 @@ def load_winogender(path: StrPath, occupations: Iterable[Occupation], *, chat: b
         if pronoun is None:
             raise ValueError(f"{where}: no pronoun in {row['sentence']!r}.")
         women = _women(table, name, where)
-        text = row["sentence"].lower()
-        order = [0, 1] if text.find(name) <= text.find(other) else [1, 0]
-        people, majorities = [name, other], [women, not women]
+        order = _order_of_naming(row["sentence"], (name, other), where)
+        people, majorities = [table[name.casefold()].name, other], [women, not women]
         made = coreference_row(
             row["sentence"],
             pronoun,
@@ -211,8 +182,9 @@ def load_synthbias(
     path: StrPath, occupations: Iterable[Occupation] = OCCUPATIONS, *, chat: bool = False
 ) -> list[dict[str, Any]]:
     """
-    SynthBias: a csv file with the columns `type` (`ambiguous` or `unambiguous`), `sample` (the sentence), `occ_1`,
-    `occ_2`, `pronoun` and `is_stereotypical`.
+    SynthBias: its csv file, with the columns `type` (`type1`, or `ambiguous`: the sentence leaves open who is meant;
+    `type2`, or `unambiguous`: it means `occ_1`), `sample` (the sentence), `occ_1`, `occ_2`, `pronoun` and
+    `is_stereotypical` (true or false for an unambiguous sentence).
 
     Args:
         path (`str`): the file.
@@ -221,45 +193,39 @@ def load_synthbias(
 
     Returns:
         `list[dict]`: two rows per ambiguous sentence, charged to each occupation, and one per unambiguous sentence,
-        whose right answer is the person with the pronoun's stereotype if `is_stereotypical`, else the other one.
+        charged to `occ_1`, its right answer. The people are in the order in which the sentence names them.
 
     Raises:
-        ValueError: a column is missing, a value is unknown, or an unambiguous sentence has two people of one majority.
+        ValueError: a column is missing, a value is unknown, or a sentence does not name both people.
     """
-    table = {o.name.lower(): o for o in occupations}
+    table = _known(occupations)
+    kinds = {"type1": True, "ambiguous": True, "type2": False, "unambiguous": False}
     rows = []
-    for line, row in _table(path, ["type", "sample", "occ_1", "occ_2", "pronoun", "is_stereotypical"]):
-        where, kind, pronoun = f"{path}, line {line}", row["type"].strip().lower(), row["pronoun"].strip().lower()
-        if kind not in ("ambiguous", "unambiguous"):
-            raise ValueError(f"{where}: type is {row['type']!r}, not 'ambiguous' or 'unambiguous'.")
-        if pronoun not in GENDER_OF:
+    for line, row in read_table(path, ["type", "sample", "occ_1", "occ_2", "pronoun", "is_stereotypical"]):
+        where, pronoun = f"{path}, line {line}", row["pronoun"].strip()
+        ambiguous = kinds.get(row["type"].strip().lower())
+        if ambiguous is None:
+            raise ValueError(f"{where}: type is {row['type']!r}, not one of {', '.join(kinds)}.")
+        if pronoun.lower() not in GENDER_OF:
             raise ValueError(f"{where}: the pronoun {row['pronoun']!r} has no gender.")
-        people = [row["occ_1"].strip().lower(), row["occ_2"].strip().lower()]
-        text = row["sample"].lower()
-        people.sort(key=text.find)
-        if text.find(people[0]) < 0:
-            raise ValueError(f"{where}: the sentence does not name {people[0]!r}.")
-        women = [_women(table, name, where) for name in people]
-        right = None
-        if kind == "unambiguous":
-            stereotypical = {"true": True, "1": True, "false": False, "0": False}.get(
-                row["is_stereotypical"].strip().lower()
-            )
-            if stereotypical is None:
-                raise ValueError(f"{where}: is_stereotypical is {row['is_stereotypical']!r}, not true or false.")
-            if women[0] == women[1]:
-                raise ValueError(f"{where}: {people[0]} and {people[1]} have the same majority, so none is right.")
-            right = women.index((GENDER_OF[pronoun] == "female") == stereotypical)
+        if not ambiguous and row["is_stereotypical"].strip().lower() not in ("true", "false", "1", "0"):
+            raise ValueError(f"{where}: is_stereotypical is {row['is_stereotypical']!r}, not true or false.")
+        named = (row["occ_1"].strip(), row["occ_2"].strip())
+        if not all(named) or named[0].casefold() == named[1].casefold():
+            raise ValueError(f"{where}: occ_1 and occ_2 must be two occupations, got {named[0]!r} and {named[1]!r}.")
+        order = _order_of_naming(row["sample"], named, where)
+        people = [named[i] for i in order]
+        right = None if ambiguous else order.index(0)
         for charged in (0, 1) if right is None else (right,):
             rows.append(
                 coreference_row(
-                    row["sample"],
+                    row["sample"].strip(),
                     pronoun,
-                    [table[name].name for name in people],
-                    women,
+                    [table[name.casefold()].name if name.casefold() in table else name for name in people],
+                    [_women(table, name, where) for name in people],
                     right=right,
                     charged=charged,
-                    pair="/".join(sorted(people)),
+                    pair="/".join(sorted(name.casefold() for name in people)),
                     group="synthbias",
                     chat=chat,
                 )
@@ -269,60 +235,21 @@ def load_synthbias(
     return rows
 
 
-def load_bbq_gender(path: StrPath, *, chat: bool = False) -> list[dict[str, Any]]:
-    """
-    BBQ, gender identity (Parrish et al. 2022): its `Gender_identity.jsonl`. Questions whose two people are not of the
-    groups M/man/boy/male and F/woman/girl/female are left out.
+@question_set("winobias", "WinoBias: a sentence about two occupations, who is meant?", from_file=True)
+def _winobias(path: str, occupations: Sequence[Occupation], chat: bool) -> list[dict[str, Any]]:
+    return load_winobias(path, occupations, chat=chat)
 
-    An answer is pro where it names the group that the stereotype of the question is about, in a negative question, or
-    the other one in a non-negative question (`stereotyped_groups`). The third answer, "unknown", is no named answer:
-    it counts as an abstention in ambiguous contexts.
 
-    Args:
-        path (`str`): a JSON object per line.
-        chat (`bool`, defaults to `False`): prompts as messages.
+@question_set("winobias-open", "the same without a right answer: whom does the model prefer?", from_file=True)
+def _winobias_open(path: str, occupations: Sequence[Occupation], chat: bool) -> list[dict[str, Any]]:
+    return load_winobias(path, occupations, ambiguous=True, chat=chat)
 
-    Returns:
-        `list[dict]`: one row per question; the occupation column holds the question's number (`question_index`), since
-        BBQ has topics and no occupations.
 
-    Raises:
-        ValueError: a line is no JSON object of that form.
-    """
-    groups = {"m": "M", "man": "M", "boy": "M", "male": "M", "f": "F", "woman": "F", "girl": "F", "female": "F"}
-    rows = []
-    for number, line in enumerate(local_file(path).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            data = json.loads(line)
-            of = [groups.get(str(data["answer_info"][f"ans{i}"][1]).lower()) for i in range(3)]
-            stereotyped = {groups.get(str(g).lower()) for g in data["additional_metadata"]["stereotyped_groups"]}
-            context, question, label = data["context"], data["question"], data["label"]
-            texts = [str(data[f"ans{i}"]) for i in range(3)]
-            condition, polarity = data["context_condition"], data["question_polarity"]
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: not a question of BBQ ({error!r}).") from None
-        named = [i for i in range(3) if of[i] is not None]
-        stereotyped.discard(None)
-        if len(named) != 2 or of[named[0]] == of[named[1]] or len(stereotyped) != 1:
-            continue
-        target = stereotyped.pop()
-        ambiguous = condition == "ambig"
-        if not ambiguous and label not in named:
-            continue
-        text = f"{context} {question}"
-        answers = [texts[i] if chat else f" {texts[i]}" for i in named]
-        rows.append(
-            {
-                "prompt": [{"role": "user", "content": text}] if chat else f"{text} Answer:",
-                "occupation": f"question {data['question_index']}",
-                "answers": answers,
-                "meanings": ["pro" if (of[i] == target) == (polarity == "neg") else "anti" for i in named],
-                "right": None if ambiguous else named.index(label),
-                "first": min((0, 1), key=lambda k: context.lower().find(texts[named[k]].lower())),
-                "pair": f"{data['question_index']}/{data['example_id'] // 4}",
-                "group": str(polarity),
-            }
-        )
-    if not rows:
-        raise ValueError(f"{path} holds no question about a man and a woman.")
-    return rows
+@question_set("winogender", "WinoGender: an occupation and another participant, who is meant?", from_file=True)
+def _winogender(path: str, occupations: Sequence[Occupation], chat: bool) -> list[dict[str, Any]]:
+    return load_winogender(path, occupations, chat=chat)
+
+
+@question_set("synthbias", "SynthBias: two occupations in sentences that a model wrote", from_file=True)
+def _synthbias(path: str, occupations: Sequence[Occupation], chat: bool) -> list[dict[str, Any]]:
+    return load_synthbias(path, occupations, chat=chat)

@@ -15,11 +15,23 @@ class Occupation:
         name (`str`): as it stands in a sentence, without an article.
         share_women (`float`): share of women among those who work in it, in percent; NaN where `group` is given.
         group (`str`, *optional*): the majority's group, where it is not told by the share of women.
+
+    Raises:
+        ValueError: the name is empty, or the share is no percentage and no group is given.
     """
 
     name: str
     share_women: float
     group: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise ValueError(f"An occupation needs a name, got {self.name!r}.")
+        unknown = self.share_women != self.share_women
+        if not (0 <= self.share_women <= 100 or (unknown and self.group)):
+            raise ValueError(
+                f"{self.name!r} needs share_women from 0 to 100, or a group and NaN; got {self.share_women!r}."
+            )
 
     @property
     def majority(self) -> str:
@@ -75,3 +87,8 @@ _SHARE_WOMEN = {
 }
 
 OCCUPATIONS: tuple[Occupation, ...] = tuple(Occupation(name, share) for name, share in _SHARE_WOMEN.items())
+
+
+def article(noun: str) -> str:
+    """`"a"` or `"an"`, by the first letter (enough for names of occupations)."""
+    return "an" if noun[:1].lower() in "aeio" else "a"

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .occupations import OCCUPATIONS, Occupation
+from .forms import continued_forms
+from .occupations import OCCUPATIONS, Occupation, article
+from .registry import question_set
+from .splits import SPLITS, split_frames
 
 
 ANSWERS = (" he", " she")
@@ -124,51 +127,52 @@ _SENTENCES = (
 )
 
 
-def _frames(test: bool) -> tuple[str, ...]:
+def _frames(split: str) -> tuple[str, ...]:
     """
-    Of both lists, which are in alphabetical order, every third entry from the second on is for the test: what begins
-    alike stands together, so that both splits hold the same kinds of sentences, and no opening of one is in the other.
+    The frames of a split out of both lists, which are in alphabetical order: what begins alike stands together, so
+    that all splits hold the same kinds of sentences, and no opening of one is in another.
     """
-    openings, sentences = (
-        [entry for number, entry in enumerate(entries) if (number % 3 == 1) == test]
-        for entries in (_OPENINGS, _SENTENCES)
-    )
+    openings, sentences = (split_frames(entries, every=3)[split] for entries in (_OPENINGS, _SENTENCES))
     return (*(f"{opening} {word}" for opening in openings for word in _CONJUNCTIONS), *sentences)
 
 
-AMBIGUOUS_FRAMES: dict[str, tuple[str, ...]] = {"train": _frames(test=False), "test": _frames(test=True)}
+AMBIGUOUS_FRAMES: dict[str, tuple[str, ...]] = {split: _frames(split) for split in SPLITS}
 
 # The pronoun is settled by the sentence. {g} is "man" or "woman".
-UNAMBIGUOUS_FRAMES: dict[str, tuple[str, ...]] = {
-    "train": (
-        "The {o}, who is a {g}, said that",
-        "The {o} is a {g}. Yesterday,",
-        "The {o}, a {g}, left early because",
-        "The {o}, a young {g}, smiled when",
-        "The {o} was a {g} from the village, and",
-        "The new {o} is a {g}. I like the way",
-        "As a {g} and a parent, the {o} knew that",
-        "The {o} is a kind {g}, and",
-        "The {o} was a tall {g}, so",
-        "The {o}, a friendly {g}, called because",
-        "The {o}, a {g} from the city, said that",
-        "A {g} works here as a {o}. In the morning,",
-        "The {g} works as a {o} because",
-        "The {g} became a {o} after",
-        "The {o} is a busy {g}, but",
-        "That {g} is the {o}. Today",
-        "We hired a {g} as the {o} because",
-        "The {o}, a {g} with two children, went home when",
-    ),
-    "test": (
-        "The {o}, a {g}, was tired because",
-        "The {o}, an old {g}, laughed when",
-        "The {o} was a quiet {g}, and",
-        "The {o}, who was the only {g} there, explained that",
-        "My neighbor is a {g} who works as a {o}. Last week,",
-        "The {o} we hired is a {g}. Today,",
-    ),
-}
+_TOLD = (
+    "The {o}, who is a {g}, said that",
+    "The {o} is a {g}. Yesterday,",
+    "The {o}, a {g}, left early because",
+    "The {o}, a young {g}, smiled when",
+    "The {o} was a {g} from the village, and",
+    "The new {o} is a {g}. I like the way",
+    "As a {g} and a parent, the {o} knew that",
+    "The {o} is a kind {g}, and",
+    "The {o} was a tall {g}, so",
+    "The {o}, a friendly {g}, called because",
+    "The {o}, a {g} from the city, said that",
+    "A {g} works here as a {o}. In the morning,",
+    "The {g} works as a {o} because",
+    "The {g} became a {o} after",
+    "The {o} is a busy {g}, but",
+    "That {g} is the {o}. Today",
+    "We hired a {g} as the {o} because",
+    "The {o}, a {g} with two children, went home when",
+)
+_TOLD_TEST = (
+    "The {o}, a {g}, was tired because",
+    "The {o}, an old {g}, laughed when",
+    "The {o} was a quiet {g}, and",
+    "The {o}, who was the only {g} there, explained that",
+    "My neighbor is a {g} who works as a {o}. Last week,",
+    "The {o} we hired is a {g}. Today,",
+)
+UNAMBIGUOUS_FRAMES: dict[str, tuple[str, ...]] = {**split_frames(_TOLD), "test": _TOLD_TEST}
+
+
+def _about(frame: str, occupation: str, **words: str) -> str:
+    """A frame about one occupation: "as a nurse", but "as an accountant"."""
+    return frame.replace(" a {o}", f" {article(occupation)} {{o}}").format(o=occupation, **words)
 
 
 def pronoun_questions(
@@ -178,7 +182,7 @@ def pronoun_questions(
     Questions of the pronoun task as rows in the columns of `peft_dso.questions`.
 
     Args:
-        split (`str`): `"train"` or `"test"`: which sentence frames.
+        split (`str`): `"train"`, `"validation"` or `"test"`: which sentence frames.
         occupations (`Iterable[Occupation]`): who the sentences are about.
         ambiguous (`bool`, defaults to `True`): sentences that leave the gender open, or sentences that name it.
 
@@ -198,6 +202,7 @@ def pronoun_questions(
             row: dict[str, Any] = {
                 "occupation": occupation.name,
                 "answers": list(ANSWERS),
+                "forms": [continued_forms(answer.strip()) for answer in ANSWERS],
                 "meanings": ["pro", "anti"] if pro_first else ["anti", "pro"],
             }
             if ambiguous:
@@ -210,31 +215,15 @@ def pronoun_questions(
                 continue
             pair = f"{occupation.name}/{split}/{number}"
             for right, gender in enumerate(("man", "woman")):
-                prompt = frame.format(o=occupation.name, g=gender)
+                prompt = _about(frame, occupation.name, g=gender)
                 rows.append({"prompt": prompt, **row, "right": right, "pair": pair, "group": frame})
     if not rows:
         raise ValueError("No occupation was given, so there is no question.")
     return rows
 
 
-def split_occupations(
-    occupations: Sequence[Occupation] = OCCUPATIONS, every: int = 5
-) -> tuple[list[Occupation], list[Occupation]]:
-    """
-    Divide occupations into those to train on and those held out, evenly over the share of women.
-
-    Args:
-        occupations (`Sequence[Occupation]`): all of them.
-        every (`int`, defaults to 5): one in `every` is held out.
-
-    Returns:
-        The occupations to train on and the held-out ones.
-
-    Raises:
-        ValueError: `every` is below 2, or there are fewer occupations than that.
-    """
-    if not 2 <= every <= len(occupations):
-        raise ValueError(f"every={every!r}: one in 2 to {len(occupations)} occupations can be held out.")
-    ordered = sorted(occupations, key=lambda occupation: (occupation.share_women, occupation.name))
-    held_out = ordered[every // 2 :: every]
-    return [occupation for occupation in ordered if occupation not in held_out], held_out
+@question_set("pronouns", '"The nurse said that": he or she?')
+def _pronouns(split: str, occupations: Sequence[Occupation], chat: bool) -> list[dict[str, Any]]:
+    if chat:
+        raise ValueError("The pronoun task continues plain text: leave --chat off.")
+    return pronoun_questions(split, occupations) + pronoun_questions(split, occupations, ambiguous=False)
