@@ -92,7 +92,7 @@ def add_questions(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument(
         "--held-out-occupations",
         action="store_true",
-        help="of a builder: train without one occupation in five, measure on those alone",
+        help="of a builder: measure on one occupation in five alone, and train without them",
     )
     parser.add_argument("--chat", action="store_true", help="prompts as messages for an instruction-tuned model")
     parser.add_argument("--limit", type=int, help="about how many questions to use, evenly spaced")
