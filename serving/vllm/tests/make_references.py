@@ -1,0 +1,179 @@
+"""
+Makes tiny models, adapters for them, and what `peft_dso` itself generates with them, for the tests of the plug-in.
+
+Run it in the environment of the package (the plug-in's own environment has another transformers):
+
+    python serving/vllm/tests/make_references.py OUT [MODEL ...]
+
+OUT/references.json holds for each model its folder, its adapters' folders, and cases of a prompt, strengths by
+adapter, and the greedy tokens with their log-probabilities.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers as tf
+from peft import LoraConfig, PeftModel, get_peft_model
+
+import peft_dso
+
+
+STRENGTHS = (-0.5, 0.0, 0.25, 0.4, 0.7, 1.0, 1.5)
+TOKENS = 24
+TEXT = dict(
+    vocab_size=128,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    initializer_range=0.3,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+)
+MOE = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, head_dim=32)
+GPT2 = dict(vocab_size=128, n_embd=64, n_layer=2, n_head=2, n_positions=512, bos_token_id=1, eos_token_id=2)
+OPT = dict(vocab_size=128, hidden_size=64, ffn_dim=96, num_hidden_layers=2, num_attention_heads=2)
+MODELS = {
+    "llama": (tf.LlamaConfig, {**TEXT, "num_hidden_layers": 4}, tf.LlamaForCausalLM),
+    "qwen2": (tf.Qwen2Config, TEXT, tf.Qwen2ForCausalLM),
+    "qwen3": (tf.Qwen3Config, {**TEXT, "head_dim": 32}, tf.Qwen3ForCausalLM),
+    "mistral": (tf.MistralConfig, TEXT, tf.MistralForCausalLM),
+    "gemma3": (tf.Gemma3TextConfig, {**TEXT, "head_dim": 32, "initializer_range": 0.05}, tf.Gemma3ForCausalLM),
+    "qwen3_moe": (tf.Qwen3MoeConfig, {**TEXT, **MOE}, tf.Qwen3MoeForCausalLM),
+    "gpt2": (tf.GPT2Config, {**GPT2, "initializer_range": 0.3}, tf.GPT2LMHeadModel),
+    "opt": (
+        tf.OPTConfig,
+        {**OPT, "word_embed_proj_dim": 64, "max_position_embeddings": 512, "init_std": 0.3},
+        tf.OPTForCausalLM,
+    ),
+    "gpt_neox": (tf.GPTNeoXConfig, TEXT, tf.GPTNeoXForCausalLM),
+}
+
+
+def prompts(vocab_size: int, count: int = 11, first: int = 3) -> list[list[int]]:
+    """Prompts of random tokens, each four longer than the one before."""
+    generator = torch.Generator().manual_seed(first)
+    return [torch.randint(3, vocab_size, (first + 4 * i,), generator=generator).tolist() for i in range(count)]
+
+
+def save_adapter(model, folder: Path, seed: int, **config) -> str:
+    """A random adapter, saved as the package saves it. Random and not trained: every site matters."""
+    torch.manual_seed(seed)
+    steered = get_peft_model(model, peft_dso.DSOConfig(task_type="CAUSAL_LM", init_weights=False, **config))
+    steered.save_pretrained(folder)
+    steered.unload()
+    return str(folder)
+
+
+def save_lora(model, folder: Path) -> str:
+    """A LoRA that changes the model."""
+    torch.manual_seed(5)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    lora = get_peft_model(model, config)
+    lora.save_pretrained(folder)
+    lora.unload()
+    return str(folder)
+
+
+@torch.no_grad()
+def generate(model, prompt: list[int], rows: list[dict[str, float]], **more) -> list[dict]:
+    """The package's own greedy generation for one prompt, a row per mapping of strengths."""
+    for name in model.peft_config:
+        if name in rows[0]:
+            model.set_steering_strength([row[name] for row in rows], name)
+    ids = torch.tensor([prompt] * len(rows))
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **more,
+    )
+    logprobs = torch.stack(output.logits, 1).log_softmax(-1)  # (rows, tokens, vocabulary)
+    cases = []
+    for row, tokens, scores in zip(rows, output.sequences[:, len(prompt) :], logprobs):
+        chosen = scores.gather(-1, tokens[:, None])[:, 0]
+        best = scores.topk(2).values
+        cases.append(
+            {
+                "prompt": prompt,
+                "strengths": row,
+                "tokens": tokens.tolist(),
+                "logprobs": [round(x, 7) for x in chosen.tolist()],
+                "margin": round(float((best[:, 0] - best[:, 1]).min()), 7),
+            }
+        )
+    return cases
+
+
+def build(name: str, out: Path) -> dict:
+    """One model with its adapters and cases."""
+    config_class, arguments, model_class = MODELS[name]
+    torch.manual_seed(1)
+    model = model_class(config_class(**arguments)).eval()
+    model.generation_config = tf.GenerationConfig()
+    folder = out / name / "model"
+    model.save_pretrained(folder)
+    entry = {"model": str(folder), "adapters": {}, "cases": []}
+    entry["adapters"]["fair"] = save_adapter(model, out / name / "fair", 2)
+    if name == "llama":
+        entry["adapters"]["other"] = save_adapter(model, out / name / "other", 3, layers_to_transform=[1, 2])
+        entry["adapters"]["slopes"] = save_adapter(model, out / name / "slopes", 4, learn_shift=False)
+        layered = {"layers.0": 0.2, r"layers\.[12]": 0.7}
+        entry["adapters"]["layered"] = save_adapter(model, out / name / "layered", 6, steering_strength=layered)
+        entry["lora"] = save_lora(model, out / name / "lora")
+    steered = PeftModel.from_pretrained(model, entry["adapters"]["fair"], adapter_name="fair")
+    questions = prompts(arguments["vocab_size"])
+    for prompt in questions if name == "llama" else questions[:4]:
+        entry["cases"] += generate(steered, prompt, [{"fair": w} for w in STRENGTHS])
+    if name == "llama":
+        (long,) = prompts(arguments["vocab_size"], 1, first=130)
+        entry["long"] = generate(steered, long, [{"fair": w} for w in (0.0, 0.4, 1.0)])
+        entry |= llama_extras(steered, entry, questions)
+    return entry
+
+
+def llama_extras(steered, entry: dict, questions: list[list[int]]) -> dict:
+    """Mixtures of adapters, strengths by layer, and a LoRA beside the steering."""
+    extras = {"mixed": [], "layered": [], "with_lora": []}
+    steered.load_adapter(entry["adapters"]["other"], "other")
+    steered.base_model.set_adapter(["fair", "other"])
+    rows = [{"fair": 0.4, "other": 0.0}, {"fair": 0.0, "other": 1.0}, {"fair": 0.7, "other": -0.5}]
+    for prompt in questions[:5]:
+        extras["mixed"] += generate(steered, prompt, rows)
+    steered.load_adapter(entry["adapters"]["layered"], "layered")
+    steered.base_model.set_adapter("layered")
+    for prompt in questions[:3]:
+        extras["layered"] += generate(steered, prompt, [{}])
+    model = steered.unload()
+    lora = PeftModel.from_pretrained(model, entry["lora"], adapter_name="lora").merge_and_unload()
+    both = PeftModel.from_pretrained(lora, entry["adapters"]["fair"], adapter_name="fair")
+    for prompt in questions[:3]:
+        extras["with_lora"] += generate(both, prompt, [{"fair": w} for w in (0.0, 0.4, 1.0)])
+    return extras
+
+
+def main() -> None:
+    out = Path(sys.argv[1]).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    names = sys.argv[2:] or list(MODELS)
+    path = out / "references.json"
+    references = json.loads(path.read_text()) if path.exists() else {}
+    for name in names:
+        references[name] = build(name, out)
+        cases = references[name]["cases"]
+        print(name, len(cases), "cases, smallest margin", min(case["margin"] for case in cases), flush=True)
+    path.write_text(json.dumps(references))
+
+
+if __name__ == "__main__":
+    main()
