@@ -69,10 +69,9 @@ def test_answers_are_what_the_model_says_at_either_strength():
         ({"fair": 0.0, "other": 0.0}, compared.base),
         ({"fair": 0.7, "other": -0.4}, compared.steered),
     ):
-        expected = [plainly(model, tokenizer, "The nurse said that", answer, strengths) for answer in answers]
-        assert found[:3] == pytest.approx(expected, rel=1e-4)
-        # " she was late" is a part of " she was"
-        assert found[3] == pytest.approx(1 - expected[0] - expected[2], abs=1e-5)
+        he, late, was = (plainly(model, tokenizer, "The nurse said that", a, strengths) for a in answers)
+        # "she was late" is not "she was" too
+        assert found == pytest.approx([he, late, was - late, 1 - he - was], rel=1e-3)
     assert compared.words == ("he", "she was late", "she was", "other words")
     assert compared.base != pytest.approx(compared.steered, rel=0.05) and compared.kl > 0.01
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +13,13 @@ from ..objective.penalties import kl_divergence
 from ..scoring import (
     EncodedQuestion,
     PicturedQuestion,
-    Scores,
     check_reads_pictures,
     encode_question,
-    left_padded,
-    score_pictured,
+    lay_out,
+    lay_out_pictured,
+    score_layout,
 )
+from ..scoring.forward import PicturedQuestions, PlainQuestions
 from ..tuner.strength import dso_layers
 from .turns import Strengths, Turns
 from .writing import write
@@ -32,7 +32,8 @@ class Comparison:
 
     Args:
         words (`tuple[str, ...]`): the answers, and last "other words".
-        base (`tuple[float, ...]`): their probabilities at strength 0.
+        base (`tuple[float, ...]`): their probabilities at strength 0; an answer that goes on to be another one is the
+            other alone, so that they sum to 1.
         steered (`tuple[float, ...]`): their probabilities at the strengths asked for.
         kl (`float`): KL(steered || base) of the next token after the prompt, in nats.
     """
@@ -149,44 +150,20 @@ class SteeredModel:
         if not answers:
             raise ValueError("There is no answer to compare: name some words, such as: he, she, they")
         question = self.encode(prompt, answers, images)
-        continued = dict.fromkeys([(), *(answer[:-1] for answer in question.answers)])
-        with self.turns.take(self.rows(strengths, len(continued))), torch.no_grad():
-            if isinstance(question, PicturedQuestion):
-                scores = score_pictured(self.model, [question, question])
-            else:
-                scores = self._score_text(question, list(continued))
+        layout: PlainQuestions | PicturedQuestions
+        if isinstance(question, PicturedQuestion):
+            layout = lay_out_pictured([question, question])
+            rows = layout.tensors["input_ids"].shape[0]
+        else:
+            layout = lay_out([question, question])
+            rows = layout.input_ids.shape[0]
+        with self.turns.take(self.rows(strengths, rows // 2)), torch.no_grad():
+            scores = score_layout(self.model, layout)
         base, steered = scores.answers.exp().tolist()
-        # What begins like another answer is a part of it.
-        own = [
-            n
-            for n, a in enumerate(question.answers)
-            if not any(a[: len(b)] == b for m, b in enumerate(question.answers) if m != n)
-        ]
-        rest = [max(0.0, 1 - sum(p[n] for n in own)) for p in (base, steered)]
         kl = float(kl_divergence(scores.decision[1:], scores.decision[:1])[0])
         words = (*(answer.strip() for answer in answers), "other words")
+        rest = [max(0.0, 1 - sum(p)) for p in (base, steered)]
         return Comparison(words, (*base, rest[0]), (*steered, rest[1]), kl)
-
-    def _score_text(self, question: EncodedQuestion, continued: list[tuple[int, ...]]) -> Scores:
-        """As `score_plain` scores, of one prompt in two rows of different strength."""
-        keep = max(map(len, question.answers))
-        input_ids, attention_mask = left_padded([question.prompt + tokens for tokens in continued] * 2)
-        device = next(self.model.parameters()).device
-        names = inspect.signature(self.model.forward).parameters
-        inputs = {"logits_to_keep": keep} if "logits_to_keep" in names else {}
-        logits = self.model(
-            input_ids=input_ids.to(device),
-            attention_mask=attention_mask.to(device),
-            position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0).to(device),
-            **inputs,
-        ).logits[:, -keep:]
-        log_probs = logits.float().log_softmax(-1).view(2, len(continued), keep, -1)
-        answers = []
-        for answer in question.answers:
-            places = torch.arange(keep - len(answer), keep, device=device)
-            row = log_probs[:, continued.index(answer[:-1])]
-            answers.append(row[:, places, torch.tensor(answer, device=device)].sum(-1))
-        return Scores(torch.stack(answers, 1), log_probs[:, continued.index(()), -1])
 
     def write(
         self,
