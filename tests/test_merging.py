@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from models import TEXT_MODELS, build, randomize
+from models import TEXT, TEXT_MODELS, build, randomize
 from peft import get_peft_model
+from transformers import OlmoConfig, OlmoForCausalLM
 
 from peft_dso import DSOConfig, DSOLayer
 
@@ -138,3 +139,102 @@ def test_disabling_a_merged_adapter_gives_the_base():
     model.merge_adapter()
     with model.disable_adapter():
         assert torch.equal(run(model, x), run(base, x))
+
+
+def two(name="gpt2", **config):
+    model = get_peft_model(randomize(build(name)), DSOConfig(init_weights=False, **config), adapter_name="a").eval()
+    model.add_adapter("b", DSOConfig(init_weights=False, **config))
+    model.base_model.set_adapter(["a", "b"])
+    return model
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@torch.no_grad()
+def test_what_is_not_merged_still_acts_and_turns(rows):
+    model, x = two(), ids()
+    model.set_steering_strength(0.6, "a")
+    wanted = []
+    strengths = [[0.2, 0.9], [0.9, 0.0]] if rows else [0.5, -0.4, 0.0]
+    for strength in strengths:
+        model.set_steering_strength(strength, "b")
+        wanted.append(run(model, x))
+    model.merge_adapter(adapter_names=["a"])
+    for strength, expected in zip(strengths, wanted, strict=True):
+        model.set_steering_strength(strength, "b")
+        torch.testing.assert_close(run(model, x), expected, rtol=1e-4, atol=1e-5)
+    assert (wanted[0] - wanted[1]).abs().max() > 1e-4
+    with model.steering_strength(strengths[0], "b"):
+        torch.testing.assert_close(run(model, x), wanted[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="'a' is merged"):
+        model.set_steering_strength(0.1)
+
+
+@torch.no_grad()
+def test_all_ways_out_of_a_partial_merge():
+    base, x = randomize(build("gpt2")), ids()
+    plain = run(base, x)
+
+    def alone(model, name):
+        model.set_adapter(name)
+        return run(model, x)
+
+    model = two()
+    expected = {name: alone(model, name) for name in "ab"}
+    model.base_model.set_adapter(["a", "b"])
+    model.merge_adapter(adapter_names=["a"])
+    model.merge_adapter(adapter_names=["a"])  # twice is once
+    with model.disable_adapter():
+        assert torch.equal(run(model, x), plain)
+    model.merge_adapter(adapter_names=["a"])
+    with pytest.warns(UserWarning, match="merged"):
+        assert torch.equal(alone(model, "b"), expected["b"])
+    model.base_model.set_adapter(["a", "b"])
+    model.merge_adapter(adapter_names=["a"])
+    model.merge_adapter(adapter_names=["b"])
+    with pytest.raises(ValueError, match="unmerge"):
+        model.delete_adapter("a")
+    model.unmerge_adapter()
+    model.delete_adapter("a")
+    assert torch.equal(run(model, x), expected["b"])
+    model.merge_adapter()
+    assert torch.equal(run(model.unload(), x), plain)
+
+
+@torch.no_grad()
+def test_merging_the_rest_and_unloading():
+    model, x = two(), ids()
+    together = run(model, x)
+    model.merge_adapter(adapter_names=["b"])
+    torch.testing.assert_close(run(model.merge_and_unload(adapter_names=["a"]), x), together, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_merging_and_unmerging_keep_the_tensors_of_the_norms():
+    """A captured CUDA graph computes with them."""
+    model = two()
+    before = [p.data_ptr() for p in model.parameters()]
+    model.merge_adapter()
+    model.unmerge_adapter()
+    assert [p.data_ptr() for p in model.parameters()] == before
+
+
+@torch.no_grad()
+def test_norms_without_a_weight():
+    torch.manual_seed(0)
+    base = OlmoForCausalLM(OlmoConfig(**TEXT)).eval()
+    x, plain = ids(), run(base, ids())
+    model = get_peft_model(copy.deepcopy(base), DSOConfig(init_weights=False)).eval()
+    layers = {n.removeprefix("base_model.model."): m.dso_affine["default"] for n, m in model.named_modules()
+              if isinstance(m, DSOLayer)}  # fmt: skip
+    assert len(layers) == 4
+    for name, affine in layers.items():
+        hook = lambda module, args, h, p=affine: h + 0.7 * (p.slope * h + p.shift)  # noqa: E731
+        base.get_submodule(name).register_forward_hook(hook)
+    model.set_steering_strength(0.7)
+    torch.testing.assert_close(run(model, x), run(base, x))
+    assert (run(model, x) - plain).abs().max() > 1e-4
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(ValueError, match="no weight"):
+            merge()
+    model.set_steering_strength(0.0)
+    assert torch.equal(run(model, x), plain) and torch.equal(run(model.unload(), x), plain)

@@ -19,7 +19,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from ..tuner import DSOLayer
-from ..tuner.layer import fold_into_norm
+from ..tuner.devices import check_present, execution_device
+from ..tuner.merging import fold_into_norm
 from ..tuner.strength import dso_layers
 
 
@@ -67,11 +68,12 @@ def fold_strength(model: nn.Module, drop_shift: bool = False) -> Folded:
         `Folded`: the copy, on the model's device and in its dtype, and what was left out.
 
     Raises:
-        ValueError: a shift has no home, the strength is set per row, an adapter is merged, or the model has adapters
-            of another kind.
+        ValueError: a shift has no home, the strength is set per row, an adapter is merged, a weight is offloaded, or
+            the model has adapters of another kind.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     layers = dso_layers(base)
+    check_present(base, "Nothing can be folded")
     for name, layer in layers.items():
         if layer.merged_adapters:
             raise ValueError(f"An adapter is merged into {name!r}. Call unmerge_adapter() first.")
@@ -103,9 +105,9 @@ def _effect(layer: DSOLayer) -> tuple[torch.Tensor, torch.Tensor]:
     """w a and w b of a site, summed over the active adapters, shape `(d,)`."""
     parts = [affine.folded() for affine in layer.active_affines()]
     if layer.disable_adapters or not parts:
-        zero = torch.zeros(layer.out_features)
+        zero = torch.zeros(layer.out_features, device=execution_device(layer))
         return zero, zero
-    slope, shift = (torch.stack(vectors).sum(0) for vectors in zip(*parts))
+    slope, shift = (torch.stack(vectors).sum(0) for vectors in zip(*parts, strict=True))
     return slope, shift
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -33,15 +34,26 @@ def sparsity(vectors: Iterable[tuple[torch.Tensor, ...]]) -> tuple[float, float]
         The share of neurons (features of a site) whose slope and shift are exactly zero, and |a|_1 + |b|_1 over all.
 
     Raises:
-        ValueError: there is no site.
+        ValueError: there is no site, or this process does not hold its values (offloaded to the meta device, or of
+            shape `(0,)`, as DeepSpeed's ZeRO-3 leaves a partitioned parameter).
     """
     # Of a model that FSDP shards each process holds a part (DTensor).
     sites = [[v.full_tensor() if hasattr(v, "full_tensor") else v for v in site] for site in vectors]
     if not sites:
         raise ValueError("There is no steered site.")
-    still = sum(int(torch.stack([v == 0 for v in site]).all(0).sum()) for site in sites)
-    l1 = sum(float(v.abs().sum()) for site in sites for v in site)
-    return still / sum(site[0].numel() for site in sites), l1
+    if any(v.is_meta or not v.numel() for site in sites for v in site):
+        raise ValueError(
+            "A slope or a shift has no values here: it is offloaded or partitioned over processes. Gather it first "
+            "(deepspeed.zero.GatheredParameters), or train and measure without ZeRO-3 and offloading."
+        )
+    device = sites[0][0].device
+    counts = []
+    for site in sites:
+        zeros, l1 = torch.stack([v == 0 for v in site]).all(0).sum(), torch.stack([v.abs().sum() for v in site]).sum()
+        counts.append(torch.stack([zeros, l1]).to(device))
+    # One wait for the device, whatever the number of sites; added up in double precision, which not every device has.
+    still, total = (math.fsum(column) for column in zip(*torch.stack(counts).cpu().tolist(), strict=True))
+    return still / sum(site[0].numel() for site in sites), total
 
 
 def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:

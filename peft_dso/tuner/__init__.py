@@ -1,7 +1,8 @@
 """The PEFT tuner "DSO": an affine pair behind each norm, and the strength that scales it."""
 
+from .affine import DSOAffine
 from .config import DSOConfig
-from .layer import DSOAffine, DSOLayer
+from .layer import DSOLayer
 from .model import DSOModel
 from .registration import register
 from .sites import Site, find_sites, is_norm

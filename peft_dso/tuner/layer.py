@@ -2,147 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
+from .affine import DSOAffine, Expected
 from .config import DSOConfig
-from .files import vectors_sha256
+from .devices import execution_device
+from .merging import fold_into_norm
 from .sites import is_norm, norm_width
-
-
-@dataclass
-class Expected:
-    """
-    What is still to be loaded into the pairs of an adapter. What loads it need not notice a missing or a broken tensor
-    (transformers' `load_adapter` only reports it), so that the first use checks the values.
-
-    Args:
-        sha256 (`str`, *optional*): of the vectors that were saved (see [`~files.vectors_sha256`]).
-        affines (`list[DSOAffine]`): the pairs of the adapter, at all sites.
-    """
-
-    sha256: Optional[str] = None
-    affines: list[DSOAffine] = field(default_factory=list)
-
-    def check(self) -> None:
-        """
-        Raises:
-            ValueError: a value is NaN or infinite, or the vectors are not those that were saved.
-        """
-        vectors = [(name, p) for affine in self.affines for name, p in affine.named_parameters()]
-        for name, parameter in vectors:
-            if not parameter.isfinite().all():
-                raise ValueError(
-                    f"The DSO adapter was not loaded whole, or is broken: a {name} is missing or holds NaN or "
-                    "infinity. Load it from a complete folder."
-                )
-        self.compare(vectors)
-        for affine in self.affines:
-            affine.expected = None
-
-    def compare(self, vectors: Sequence[tuple[str, torch.Tensor]]) -> None:
-        """
-        Compare vectors with those that were saved, once: afterwards the adapter may be changed.
-
-        Raises:
-            ValueError: they differ.
-        """
-        # A process of several may hold a part of them only; a cast to another dtype has other bytes.
-        whole = all(type(v.data) is torch.Tensor and not v.is_meta and v.numel() for _, v in vectors)
-        if not whole or any(v.dtype != torch.float32 for _, v in vectors):
-            return
-        if self.sha256 and vectors_sha256(vectors) != self.sha256:
-            raise ValueError(
-                "The vectors of the DSO adapter are not those that were saved with adapter_config.json: their sha256 "
-                "differs (vectors_sha256). The file was changed, or something else was loaded into the adapter: get "
-                "it again, or, if it was changed on purpose, remove weights_sha256 and vectors_sha256 from "
-                "adapter_config.json."
-            )
-        self.sha256 = None
-
-
-class DSOAffine(nn.Module):
-    """
-    One adapter's pair at one site, and the strength that scales it.
-
-    All of it stays float32 when the model around it is cast: a slope is a small deviation, and in bfloat16 it would
-    not move at usual learning rates.
-
-    Args:
-        width (`int`): number of features `d`.
-        config (`DSOConfig`): says which of the two vectors there are and how they start.
-        strength (`float`): the strength to start with.
-
-    Attributes:
-        slope (`nn.Parameter`, *optional*): a, shape `(d,)`, float32.
-        shift (`nn.Parameter`, *optional*): b, shape `(d,)`, float32.
-        strength (`torch.Tensor`): w, float32, shape `()` or `(rows,)`; not saved.
-    """
-
-    slope: Optional[nn.Parameter]
-    shift: Optional[nn.Parameter]
-    strength: torch.Tensor
-
-    def __init__(self, width: int, config: DSOConfig, strength: float) -> None:
-        super().__init__()
-        for name, learned in (("slope", config.learn_slope), ("shift", config.learn_shift)):
-            vector = torch.zeros(width, dtype=torch.float32)
-            if not config.init_weights:
-                vector.normal_(std=0.1)
-            self.register_parameter(name, nn.Parameter(vector) if learned else None)
-        self.register_buffer("strength", torch.tensor(float(strength), dtype=torch.float32), persistent=False)
-        self.expected: Optional[Expected] = None
-
-    def expect_values(self, expected: Expected) -> None:
-        """Make the pair unusable until values are loaded into it (see [`Expected`])."""
-        self.expected = expected
-        expected.affines.append(self)
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.fill_(torch.nan)
-
-    def delta(self, h: torch.Tensor) -> torch.Tensor:
-        """a * h + b for `h` of shape `(..., d)`, in float32 or the wider dtype of `h`."""
-        if self.shift is None:
-            return h * self.slope  # type: ignore[operator]  # one of the two is there
-        if self.slope is None:
-            return self.shift
-        return torch.addcmul(self.shift, h, self.slope)
-
-    def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        w a and w b, each of shape `(d,)`, detached.
-
-        Raises:
-            ValueError: there is a strength per row, which no single vector can express.
-        """
-        if self.strength.dim():
-            raise ValueError(
-                f"The strength is set per row ({self.strength.tolist()}): merging needs one number. "
-                "Call set_steering_strength with a number first."
-            )
-        vectors = [p for p in (self.slope, self.shift) if p is not None]
-        zero = torch.zeros_like(vectors[0]).detach()
-        slope = zero if self.slope is None else self.strength * self.slope.detach()
-        shift = zero if self.shift is None else self.strength * self.shift.detach()
-        return slope, shift
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DSOAffine:
-        def move_only(tensor: torch.Tensor) -> torch.Tensor:
-            moved = fn(tensor)
-            if moved.dtype == tensor.dtype:
-                return moved
-            # Not a cast back of the cast, which has lost digits by then. A tensor without values has none to lose.
-            return torch.empty_like(tensor, device=moved.device) if moved.is_meta else tensor.to(moved.device)
-
-        super()._apply(move_only, recurse)
-        return self
+from .turns import Turn
 
 
 class DSOLayer(nn.Module, BaseTunerLayer):
@@ -161,6 +32,7 @@ class DSOLayer(nn.Module, BaseTunerLayer):
             dimension too, but two-dimensional inputs are sequences laid end to end, as OPT feeds its second norm), or
             `"none"` (a tower's patches; no strength per row is possible).
         expected (`Expected`, *optional*): the vectors are about to be loaded.
+        device (`torch.device`, *optional*): where a norm computes that has neither weights nor a hook to tell.
 
     Raises:
         TypeError: `base_layer` is no norm over the last dimension.
@@ -175,7 +47,6 @@ class DSOLayer(nn.Module, BaseTunerLayer):
     set_adapter: Any
     _active_adapter: Any
     _get_base_layer_device_and_dtype: Any
-    _move_adapter_to_device_of_base_layer: Any
     # nn.ModuleDict of DSOAffine by adapter:
     dso_affine: Any
 
@@ -187,6 +58,7 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         strength: float = 1.0,
         rows: str = "first",
         expected: Optional[Expected] = None,
+        device: Optional[torch.device] = None,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -198,26 +70,39 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         self.in_features = self.out_features = width
         self.rows = rows
         self.row_repeats = 1
+        self.turn = Turn()
         self.merged_adapters: list[str] = []
         self._unmerged: Optional[tuple[torch.Tensor, Optional[torch.Tensor]]] = None
         self._trainable: Optional[dict[str, bool]] = None
         self._disable_adapters = False
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config, strength, expected)
+        self.update_layer(adapter_name, config, strength, expected, device)
 
     def update_layer(
-        self, adapter_name: str, config: DSOConfig, strength: float = 1.0, expected: Optional[Expected] = None
+        self,
+        adapter_name: str,
+        config: DSOConfig,
+        strength: float = 1.0,
+        expected: Optional[Expected] = None,
+        device: Optional[torch.device] = None,
     ) -> None:
         """Add the adapter `adapter_name` to this site; it becomes trainable if it is active."""
         affine = DSOAffine(self.out_features, config, strength)
         if expected is not None:
             affine.expect_values(expected)
-        device = self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
-        if device is not None and device.type != "meta":
-            affine.strength = affine.strength.to(device)
         self.dso_affine[adapter_name] = affine
-        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self._move_adapter_to_device_of_base_layer(adapter_name, device)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Optional[torch.device] = None) -> None:
+        """As in PEFT, to where the norm computes, which is not where offloaded weights are."""
+        if adapter_name not in self.dso_affine:
+            return
+        affine = self.dso_affine[adapter_name]
+        target = execution_device(self.get_base_layer()) or device or affine.strength.device
+        if target.type != "meta":
+            affine.strength = affine.strength.to(target)  # PEFT leaves a pair alone whose vectors are on meta
+        super()._move_adapter_to_device_of_base_layer(adapter_name, target)
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switch the steering on or off; switching it on again restores which adapters were trainable."""
@@ -253,17 +138,30 @@ class DSOLayer(nn.Module, BaseTunerLayer):
                 self.unmerge()
             return self.base_layer(x, *args, **kwargs)
         h = self.base_layer(x, *args, **kwargs)
+        affines, plain = self.active_affines(), h
         if self.merged_adapters:
-            return h
+            affines = [a for a in affines if not any(a is self.dso_affine[n] for n in self.merged_adapters)]
+            plain = self._plain_output(x, *args, **kwargs) if affines else h
         steered = h
-        for affine in self.active_affines():
-            if affine.expected is not None and not torch.compiler.is_compiling():
-                affine.expected.check()
+        for affine in affines:
             strength = affine.strength
+            if torch.is_grad_enabled():
+                strength = strength.clone()  # autograd keeps this one: the strength may be set before backward
             if strength.dim():
                 strength = self._per_row(strength, h)
-            steered = torch.addcmul(steered, affine.delta(h), strength)
+            steered = torch.addcmul(steered, affine(plain), strength)
         return steered.to(h.dtype)
+
+    def _plain_output(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """What the norm gives without what is merged into it: the other adapters steer that."""
+        norm = self.get_base_layer()
+        path = next(name for name, module in self.base_layer.named_modules() if module is norm)
+        kept = {
+            f"{path}.{name}".lstrip("."): original.to(getattr(norm, name))
+            for name, original in zip(("weight", "bias"), self._unmerged or (), strict=True)
+            if original is not None
+        }
+        return torch.func.functional_call(self.base_layer, kept, (x, *args), kwargs)
 
     def _per_row(self, strength: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
         """Strengths of shape `(rows,)` laid out against `h`, as shape `(h.shape[0], 1, ...)`."""
@@ -301,7 +199,9 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: a shift has no bias to go to, a slope no weight, or the norm is not of a known form.
         """
-        slope, shift = (sum(parts) for parts in zip(*(self.dso_affine[n].folded() for n in adapter_names)))
+        slope, shift = (
+            sum(parts) for parts in zip(*(self.dso_affine[n].folded() for n in adapter_names), strict=True)
+        )
         return fold_into_norm(self.get_base_layer(), slope, shift, self._unmerged)
 
     def merge(self, safe_merge: bool = False, adapter_names: Optional[list[str]] = None) -> None:
@@ -323,91 +223,23 @@ class DSOLayer(nn.Module, BaseTunerLayer):
             raise ValueError(f"NaN or infinity in the merged weights. The adapter {names[0]} seems to be broken.")
         norm = self.get_base_layer()
         if self._unmerged is None:
-            self._unmerged = (norm.weight.data, None if bias is None else norm.bias.data)
-        norm.weight.data = weight
-        if bias is not None:
-            norm.bias.data = bias
+            self._unmerged = (norm.weight.detach().clone(), None if bias is None else norm.bias.detach().clone())
+        with torch.no_grad():
+            norm.weight.copy_(weight)
+            if bias is not None:
+                norm.bias.copy_(bias)
         self.merged_adapters += names
 
     def unmerge(self) -> None:
         """Put the norm's original weight and bias back, bit for bit."""
         if self._unmerged is not None:
             norm = self.get_base_layer()
-            for parameter, original in zip((norm.weight, getattr(norm, "bias", None)), self._unmerged):
+            for parameter, original in zip((norm.weight, getattr(norm, "bias", None)), self._unmerged, strict=True):
                 if original is not None:
-                    parameter.data = original.to(parameter.device, parameter.dtype)
+                    with torch.no_grad():
+                        parameter.copy_(original)
         self._unmerged = None
         self.merged_adapters.clear()
 
     def __repr__(self) -> str:
         return "dso." + super().__repr__()
-
-
-def fold_into_norm(
-    norm: Any,
-    slope: torch.Tensor,
-    shift: torch.Tensor,
-    original: Optional[tuple[torch.Tensor, Optional[torch.Tensor]]] = None,
-) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """
-    Weight and bias of a norm with w a and w b folded in (see [`DSOLayer.folded_weights`]).
-
-    Args:
-        norm (`nn.Module`): the norm.
-        slope (`torch.Tensor`): w a, shape `(d,)`.
-        shift (`torch.Tensor`): w b, shape `(d,)`.
-        original (`tuple`, *optional*): its weight and bias, if it holds others at the moment.
-
-    Returns:
-        The weight, shape `(d,)`, and the bias, shape `(d,)`, or `None` where the norm has none.
-
-    Raises:
-        ValueError: a shift has no bias to go to, a slope no weight, or the norm is not of a known form.
-    """
-    weight, bias = original or (getattr(norm, "weight", None), getattr(norm, "bias", None))
-    if weight is None:
-        raise ValueError(f"{type(norm).__name__} has no weight that a slope could be merged into.")
-    if bias is None and bool(shift.any()):
-        raise ValueError(
-            f"{type(norm).__name__} has no bias, so the shift has nowhere to go. Keep the adapter unmerged, train "
-            "with DSOConfig(learn_shift=False), export a checkpoint whose readers take the shift (peft-dso export), "
-            "or set the strength to 0 to merge nothing."
-        )
-    offset = _weight_offset(norm)
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    new_weight = (weight.detach().to(wide) + offset) * (1 + slope) - offset
-    new_bias = None if bias is None else bias.detach().to(wide) * (1 + slope) + shift
-    return new_weight.to(weight.dtype), None if new_bias is None else new_bias.to(weight.dtype)
-
-
-def _weight_offset(norm: nn.Module) -> float:
-    """
-    0 for a norm that multiplies by its weight, 1 for one that multiplies by 1 + weight: found by running a copy on
-    weights of 0 and 1, because class names do not tell.
-
-    Raises:
-        ValueError: the norm does neither.
-    """
-    if isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) and type(norm).forward in (
-        nn.LayerNorm.forward,
-        nn.RMSNorm.forward,
-    ):
-        return 0.0
-    probe: Any = copy.deepcopy(norm).float()
-    bias = getattr(probe, "bias", None)
-    x = torch.linspace(-1.0, 2.0, probe.weight.shape[0], device=probe.weight.device)[None]
-    outputs = []
-    with torch.no_grad():
-        if bias is not None:
-            bias.zero_()
-        for value in (0.0, 1.0):
-            probe.weight.fill_(value)
-            outputs.append(probe(x))
-    at_zero, at_one = outputs
-    if not at_zero.any():
-        return 0.0
-    if torch.allclose(at_one, 2 * at_zero):
-        return 1.0
-    raise ValueError(
-        f"{type(norm).__name__} multiplies neither by its weight nor by 1 + weight: nothing to merge into."
-    )

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from . import strength as _strength
+from .affine import Expected
+from .calls import call_settings
 from .config import DSOConfig
+from .devices import check_hooks, execution_device
 from .files import pair_vectors
-from .layer import DSOLayer, Expected
+from .layer import DSOLayer
 from .sites import default_site_names, find_sites, fingerprint, in_language_backbone, is_target
 
 
@@ -78,6 +80,7 @@ class DSOModel(BaseTuner):
                     "make a new DSOConfig."
                 )
         sites = find_sites(self.model, peft_config)  # raises before anything is changed
+        check_hooks(self.model, [site.name for site in sites])
         # A fingerprint comes with a saved config, whose vectors must follow (see Expected).
         self._expected = Expected(peft_config.vectors_sha256) if expected and peft_config.inference_mode else None
         peft_config.base_fingerprint = found
@@ -109,21 +112,30 @@ class DSOModel(BaseTuner):
         current_key: str,
         parameter_name: Optional[str] = None,
     ) -> None:
+        device = execution_device(target, parent, self.model)
         strength: Any = peft_config.steering_strength
         if isinstance(strength, dict):
             strength = _strength.pattern_value(strength, current_key)
             strength = 1.0 if strength is None else strength
         if isinstance(target, DSOLayer):
-            target.update_layer(adapter_name, peft_config, strength, self._expected)
+            target.update_layer(adapter_name, peft_config, strength, self._expected, device)
             return
         if not in_language_backbone(self.model, current_key):
             rows = "none"
         else:
             rows = "flat" if hasattr(getattr(self.model, "config", None), "model_type") else "first"
-        layer = DSOLayer(target, adapter_name, peft_config, strength, rows, self._expected)
+        layer = DSOLayer(target, adapter_name, peft_config, strength, rows, self._expected, device)
+        layer.turn = next((m.turn for m in self.model.modules() if isinstance(m, DSOLayer)), layer.turn)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """
+        Put a layer in the place of a norm, or the norm back. PEFT would go on to give the new one the old one's weight
+        and device, which are here what they should be: not every norm has a weight, and it may be offloaded.
+        """
+        setattr(parent, child_name, new_module)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """A pair is float32 from the start (see [`DSOAffine`]), so that only the opposite cast is left to do."""
@@ -175,63 +187,9 @@ class DSOModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """
-        What `PeftModel` runs `forward` and `generate` in. A row's adapter (`adapter_names`) is a row's strength: that
-        of the adapter for its own rows, 0 for the others. `generate` repeats each row for beams and returned
-        sequences.
-        """
-        adapter_names: Optional[list[str]] = kwargs.get("adapter_names")
-        repeats = _sequences_per_row(self.model, kwargs)
-        if adapter_names is None and repeats == 1:
+        """What `PeftModel` runs `forward` and `generate` in: see [`~calls.call_settings`]."""
+        with call_settings(self.model, self.peft_config, kwargs):
             yield
-            return
-        layers = [module for module in self.model.modules() if isinstance(module, DSOLayer)]
-        if adapter_names is not None:
-            self._check_adapter_names(adapter_names, layers)
-        saved = [
-            (layer, layer.active_adapter, {n: a.strength for n, a in layer.dso_affine.items()}) for layer in layers
-        ]
-        try:
-            for layer in layers:
-                layer.row_repeats = repeats
-                if adapter_names is None:
-                    continue
-                used = [name for name in dict.fromkeys(adapter_names) if name in layer.dso_affine]
-                layer._active_adapter = used  # not set_adapter, which would touch requires_grad
-                for name in used:
-                    affine = layer.dso_affine[name]
-                    own = torch.tensor([other == name for other in adapter_names], device=affine.strength.device)
-                    affine.strength = own * affine.strength
-            yield
-        finally:
-            for layer, active, strengths in saved:
-                layer.row_repeats = 1
-                layer._active_adapter = active
-                for name, value in strengths.items():
-                    layer.dso_affine[name].strength = value
-
-    def _check_adapter_names(self, adapter_names: list[str], layers: Sequence[DSOLayer]) -> None:
-        if self.training:
-            raise ValueError(
-                "Cannot pass `adapter_names` when the model is in training mode. Call model.eval() first."
-            )
-        unknown = sorted(set(adapter_names) - set(self.peft_config) - {"__base__"})
-        if unknown:
-            raise ValueError(f"adapter_names: {unknown[0]!r} is not loaded. Loaded: {', '.join(self.peft_config)}.")
-        if any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.model.modules()):
-            raise ValueError("adapter_names: not possible with modules_to_save, which cannot be chosen per row.")
-        if any(isinstance(m, BaseTunerLayer) and not isinstance(m, DSOLayer) for m in self.model.modules()):
-            raise ValueError("adapter_names: the model also has adapters of another kind, which would ignore it.")
-        if any(layer.merged for layer in layers):
-            raise ValueError("adapter_names: an adapter is merged into all rows. Call unmerge_adapter() first.")
-        if any(layer.rows == "none" for layer in layers):
-            raise ValueError("adapter_names: a norm of a vision or audio tower is steered, whose inputs are not rows.")
-        for layer in layers:
-            for affine in layer.dso_affine.values():
-                if affine.strength.dim() and affine.strength.shape[0] != len(adapter_names):
-                    raise ValueError(
-                        f"adapter_names has {len(adapter_names)} rows, the strength {affine.strength.shape[0]}."
-                    )
 
     # --- merging -----------------------------------------------------------------------------------------------------
 
@@ -270,6 +228,10 @@ class DSOModel(BaseTuner):
     ) -> nn.Module:
         if merge:
             self._check_foldable(adapter_names)
+        else:  # what is merged is not the base model
+            for module in self.model.modules():
+                if isinstance(module, DSOLayer):
+                    module.unmerge()
         return super()._unload_and_optionally_merge(
             merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
         )
@@ -312,7 +274,7 @@ class DSOModel(BaseTuner):
         with torch.no_grad():
             for site in sites:
                 new = layers[site].dso_affine[adapter_name]
-                for name, weight in zip(adapters, weights):
+                for name, weight in zip(adapters, weights, strict=True):
                     old = dict(layers[site].dso_affine.items()).get(name)
                     for vector in ("slope", "shift"):
                         if old is not None and getattr(old, vector) is not None:
@@ -341,7 +303,7 @@ class DSOModel(BaseTuner):
             kept = torch.zeros_like(sizes, dtype=torch.bool)
             kept[sizes.topk(round(keep * sizes.numel())).indices] = True
             kept &= sizes > 0
-            for affine, mask in zip(affines, kept.split([next(a.parameters()).numel() for a in affines])):
+            for affine, mask in zip(affines, kept.split([next(a.parameters()).numel() for a in affines]), strict=True):
                 for p in affine.parameters():
                     p.mul_(mask.to(p.device))
         return int(kept.sum())
@@ -381,13 +343,3 @@ class DSOModel(BaseTuner):
         if expected is not None:
             expected.compare(pair_vectors(state_dict))
         return remapped
-
-
-def _sequences_per_row(model: nn.Module, kwargs: dict[str, Any]) -> int:
-    """How often `generate` repeats each row, from its arguments or the model's generation config."""
-    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
-    values = (
-        kwargs[key] if kwargs.get(key) is not None else getattr(config, key, None)
-        for key in ("num_beams", "num_return_sequences")
-    )
-    return max(int(value or 1) for value in values)

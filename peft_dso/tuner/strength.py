@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Optional, Union
 
 import torch
 from torch import nn
 
-from .layer import DSOAffine, DSOLayer
+from .affine import DSOAffine
+from .layer import DSOLayer
 from .sites import pattern_matches
 
 
@@ -84,6 +85,10 @@ def set_steering_strength(model: nn.Module, strength: Strength, adapter_name: Op
     Set the strength w of h' = h + w (a * h + b), from now on. 0 is the base model, 1 what was trained; values outside
     [0, 1] extrapolate.
 
+    The tensor of each site is kept and written into, as long as a number follows a number, or n rows follow n rows: a
+    captured CUDA graph and a compiled model compute with the new value. While another thread has borrowed the
+    strength (see [`steering_strength`]), this waits.
+
     Args:
         model (`nn.Module`): a `PeftModel`, or a plain model with a loaded DSO adapter.
         strength (`float`, `Sequence[float]`, `torch.Tensor` or `Mapping`): a number; one number per row of the batch;
@@ -114,11 +119,35 @@ def set_steering_strength(model: nn.Module, strength: Strength, adapter_name: Op
             raise ValueError(f"The adapter {name!r} is merged at a fixed strength. Call unmerge_adapter() first.")
         if tensor is not None and tensor.dim() and layers[site].rows == "none":
             raise ValueError(f"{site!r} stands in a tower whose inputs are not rows of the batch: set a number.")
-    for key, tensor in wanted.items():
-        if tensor is not None:
-            with torch.inference_mode(False):
-                # A new tensor of each site's own: autograd may hold the old one, and torch.compile guards aliases.
-                chosen[key].strength = tensor.to(chosen[key].strength.device, copy=True)
+    with borrowed_turn(layers.values()):
+        placed: dict[tuple[int, torch.device], torch.Tensor] = {}
+        for key, tensor in wanted.items():
+            if tensor is not None:
+                device = chosen[key].strength.device
+                moved = placed.setdefault((id(tensor), device), tensor.to(device))
+                _write(chosen[key], moved)
+
+
+def _write(affine: DSOAffine, value: torch.Tensor) -> None:
+    """
+    Give a pair another strength: in place where the shape stays, so that whatever holds the tensor (a captured CUDA
+    graph, a compiled model) computes with the new value. Autograd never holds it (see `DSOLayer.forward`).
+    """
+    old = affine.strength
+    with torch.inference_mode(False), torch.no_grad():
+        if old.shape == value.shape and not old.is_inference():
+            old.copy_(value)
+        else:  # a tensor of each site's own: torch.compile guards aliases
+            affine.strength = value.clone()
+
+
+@contextmanager
+def borrowed_turn(layers: Iterable[DSOLayer]) -> Iterator[None]:
+    """Wait until no other thread has borrowed the strength of a model, and keep it from others (see [`Turn`])."""
+    with ExitStack() as stack:
+        for turn in dict.fromkeys(layer.turn for layer in layers):
+            stack.enter_context(turn)
+        yield
 
 
 def get_steering_strength(model: nn.Module, adapter_name: Optional[str] = None) -> Any:
@@ -136,12 +165,23 @@ def get_steering_strength(model: nn.Module, adapter_name: Optional[str] = None) 
     Raises:
         ValueError: there is no such adapter.
     """
+    chosen = _selected(model, adapter_name)
     by_adapter: dict[str, dict[str, Any]] = {}
-    for (site, name), affine in _selected(model, adapter_name).items():
+    for (site, name), values in zip(chosen, _on_host([a.strength for a in chosen.values()]), strict=True):
         # Back to the shortest decimal that is this float32, so that 0.4 reads 0.4.
-        value = affine.strength.cpu().numpy().astype(str).astype(float).tolist()
-        by_adapter.setdefault(name, {})[site] = value
+        by_adapter.setdefault(name, {})[site] = values.numpy().astype(str).astype(float).tolist()
     return _collapsed({name: _collapsed(sites) for name, sites in by_adapter.items()})
+
+
+def _on_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors of small and various shapes on the CPU, with one wait per device and not one per tensor."""
+    found: list[torch.Tensor] = list(tensors)
+    for device in {tensor.device for tensor in tensors}:
+        places = [i for i, tensor in enumerate(tensors) if tensor.device == device]
+        flat = torch.cat([tensors[i].reshape(-1) for i in places]).cpu()
+        for i, part in zip(places, flat.split([tensors[i].numel() for i in places]), strict=True):
+            found[i] = part.reshape(tensors[i].shape)
+    return found
 
 
 def _collapsed(values: dict[str, Any]) -> Any:
@@ -156,14 +196,25 @@ def steering_strength(model: nn.Module, strength: Strength, adapter_name: Option
 
     Args and errors as [`set_steering_strength`]. With gradient checkpointing, call `backward` inside the block: the
     blocks are run again there, at the strength that is set then.
+
+    A model has one strength. A thread that enters the block while another is inside waits until that one has left;
+    so does `set_steering_strength`. A plain call of the model does not wait: it gets the strength that is set. Do not
+    wait inside the block for a thread that borrows the strength itself, and leave the block in the thread (and the
+    task of an event loop) that entered it.
+
+    Raises:
+        RuntimeError: another task of the same event loop is inside such a block.
     """
-    before = {key: affine.strength for key, affine in _selected(model, adapter_name).items()}
-    set_steering_strength(model, strength, adapter_name)
-    try:
-        yield
-    finally:
-        after = dso_layers(model)
-        for (site, name), tensor in before.items():
-            if site in after and name in after[site].dso_affine:
-                affine = after[site].dso_affine[name]
-                affine.strength = tensor.to(affine.strength.device)
+    with borrowed_turn(dso_layers(model).values()):
+        before = {key: (a.strength, a.strength.clone()) for key, a in _selected(model, adapter_name).items()}
+        try:
+            set_steering_strength(model, strength, adapter_name)
+            yield
+        finally:
+            after = dso_layers(model)
+            for (site, name), (tensor, value) in before.items():
+                if site in after and name in after[site].dso_affine:
+                    affine = after[site].dso_affine[name]
+                    if tensor.device == affine.strength.device:
+                        affine.strength = tensor
+                    _write(affine, value.to(affine.strength.device))
