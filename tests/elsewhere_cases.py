@@ -8,13 +8,13 @@ import copy
 import pytest
 import torch
 from elsewhere import ELSEWHERE, Elsewhere, a_device_elsewhere
-from models import build, randomize, tiny_tokenizer
+from models import build, randomize
 from peft import PeftModel, get_peft_model
 from transformers import OlmoConfig, OlmoForCausalLM
 
 import peft_dso
 from peft_dso import DSOConfig, DSOLayer
-from peft_dso.export import export_checkpoint, fold_strength
+from peft_dso.export import fold_strength
 from peft_dso.objective import sparsity
 
 
@@ -96,7 +96,7 @@ def test_gradients_sparsity_and_pruning():
     assert sparsity(pairs[0]) == pytest.approx(sparsity(pairs[1])) and sparsity(pairs[0])[0] == 0.5
 
 
-def test_merging_and_folding(tmp_path):
+def test_merging_and_folding():
     here, there = twins("gpt2")
     for model in (here, there):
         model.merge_adapter(safe_merge=True)
@@ -108,8 +108,6 @@ def test_merging_and_folding(tmp_path):
     with there.disable_adapter():
         plain = fold_strength(there).model(ids().to(ELSEWHERE)).logits
     assert (plain - folded).abs().max().item() > 1e-4
-    report = export_checkpoint(there, tiny_tokenizer(), tmp_path / "out", prompts=["The nurse said that"])
-    assert report.difference < 1e-5 and report.same_greedy == 1
 
 
 def test_saving_and_loading(tmp_path):
