@@ -5,6 +5,7 @@ from .coreference import coreference_questions, coreference_sentences
 from .groups import question_groups, trainable_groups
 from .image_pairs import QUESTION_KINDS, image_pair_questions, social_counterfactuals
 from .loaders import load_occupations, load_synthbias, load_winobias, load_winogender
+from .neutral import neutral_texts, read_texts
 from .occupations import OCCUPATIONS, Occupation
 from .pronouns import pronoun_questions
 from .registry import QuestionSet, describe_sets, load_questions, question_set, read_rows
@@ -31,10 +32,12 @@ __all__ = [
     "load_synthbias",
     "load_winobias",
     "load_winogender",
+    "neutral_texts",
     "pronoun_questions",
     "question_groups",
     "question_set",
     "read_rows",
+    "read_texts",
     "social_counterfactuals",
     "split_occupations",
     "split_questions",
