@@ -7,12 +7,14 @@ import sys
 import pytest
 import torch
 import transformers as tf
-from models import TEXT, TEXT_MODELS, build, randomize, tiny_tokenizer
+from models import TEXT, TEXT_MODELS, VISION_MODELS, build, randomize, tiny_tokenizer
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from test_peft import _int8, _nf4
 
 from peft_dso import DSOConfig, cli
 from peft_dso.export import export_checkpoint, fold_strength
+from peft_dso.export.checkpoint import loader_name
 
 
 PROMPTS = ("The nurse said that", "The driver left because he")
@@ -150,6 +152,94 @@ def test_tied_embeddings_bfloat16_and_shards(tmp_path):
     keys = {key for file in (tmp_path / "out").glob("*.safetensors") for key in load_file(file)}
     assert "lm_head.weight" not in keys
     torch.testing.assert_close(logits(found).float(), logits(model).float(), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2_5_vl"])
+def test_vision_language_models(tmp_path, name):
+    config, model_class, _ = VISION_MODELS[name]
+    torch.manual_seed(0)
+    base = model_class(config()).eval()
+    model = steered(name, model=base, learn_shift=False)
+    report = export_checkpoint(model, tiny_tokenizer(), tmp_path / "out", prompts=PROMPTS)
+    assert report.loader == "AutoModelForImageTextToText" and report.difference < 1e-4 and report.same_greedy == 2
+    assert report.loader in (tmp_path / "out" / "README.md").read_text() and report.loader in "".join(report.lines())
+    found = tf.AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    assert type(found) is model_class
+    torch.testing.assert_close(logits(found), logits(model), rtol=0, atol=1e-4)
+    with model.disable_adapter():
+        assert (logits(found) - logits(model)).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="no home"):
+        export_checkpoint(steered(name, model=base), tiny_tokenizer(), tmp_path / "no", prompts=PROMPTS)
+    assert not (tmp_path / "no").exists()
+
+
+def test_what_fails_leaves_nothing(tmp_path):
+    class Broken:
+        def save_pretrained(self, folder):
+            assert (folder / "config.json").is_file()  # the model was written before
+            raise OSError("no space left")
+
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OSError, match="no space left"):
+        export_checkpoint(steered("gpt2"), Broken(), tmp_path / "out", prompts=PROMPTS)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]
+    model = steered("gpt2")
+
+    class Other(type(model.get_base_model())):  # loads what is not what was saved
+        def __init__(self, config):
+            config.layer_norm_epsilon = 10.0
+            super().__init__(config)
+
+    model.get_base_model().__class__ = Other
+    with pytest.raises(ValueError, match="not the steered model"):
+        export_checkpoint(model, tiny_tokenizer(), tmp_path / "out", prompts=PROMPTS)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]
+
+
+def test_the_loader_of_each_kind():
+    assert loader_name(build("gpt2")) == "AutoModelForCausalLM"
+    assert loader_name(build("gemma3")) == "AutoModelForCausalLM"
+    assert loader_name(build("t5")) == "AutoModelForSeq2SeqLM"
+    assert loader_name(tf.GPT2ForSequenceClassification(build("gpt2").config)) == "GPT2ForSequenceClassification"
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 16},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+        {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 3.0, 4.0],
+         "factor": 4.0, "original_max_position_embeddings": 16},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", AS_LLAMA)
+def test_kinds_of_rope(name, rope):
+    config_class, arguments, model_class, _ = TEXT_MODELS[name]
+    torch.manual_seed(0)
+    config = config_class(**arguments, rope_parameters={"rope_theta": 500.0, **rope})
+    model = steered(name, model=model_class(config).eval())
+    folded = fold_strength(model).model
+    x = torch.randint(4, 60, (1, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x).logits, model(x).logits, rtol=0, atol=2e-5)
+    assert folded.config.rope_parameters["rope_type"] == rope["rope_type"]
+
+
+@pytest.mark.parametrize("kind", [_int8, _nf4])
+def test_a_quantised_base_is_refused(tmp_path, kind):
+    torch.manual_seed(0)
+    base = tf.LlamaForCausalLM(tf.LlamaConfig(**{**TEXT, "hidden_size": 64, "intermediate_size": 128})).eval()
+    base = kind(base)
+    for learn_shift in (True, False):
+        model = get_peft_model(base, DSOConfig(init_weights=False, learn_shift=learn_shift)).eval()
+        with pytest.raises(ValueError, match="quantised"):
+            export_checkpoint(model, tiny_tokenizer(), tmp_path / "out", prompts=PROMPTS)
+        assert not (tmp_path / "out").exists()
+        base = model.unload()
 
 
 def test_refusals(tmp_path):

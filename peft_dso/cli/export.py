@@ -48,5 +48,5 @@ def run(options: argparse.Namespace) -> int:
     )
     for line in report.lines():
         say(line)
-    say(f"Wrote {options.out}: load it with AutoModelForCausalLM.from_pretrained({options.out!r})")
+    say(f"Wrote {options.out}: load it with {report.loader}.from_pretrained({options.out!r})")
     return 0

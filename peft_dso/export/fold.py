@@ -69,11 +69,12 @@ def fold_strength(model: nn.Module, drop_shift: bool = False) -> Folded:
 
     Raises:
         ValueError: a shift has no home, the strength is set per row, an adapter is merged, a weight is offloaded, or
-            the model has adapters of another kind.
+            the model is quantised or has adapters of another kind.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     layers = dso_layers(base)
     check_present(base, "Nothing can be folded")
+    _check_plain(base)
     for name, layer in layers.items():
         if layer.merged_adapters:
             raise ValueError(f"An adapter is merged into {name!r}. Call unmerge_adapter() first.")
@@ -99,6 +100,20 @@ def fold_strength(model: nn.Module, drop_shift: bool = False) -> Folded:
             if bias is not None:
                 modules[name].bias.copy_(bias)
     return Folded(_as_llama(plain, biases) if biases else plain, homeless)
+
+
+def _check_plain(model: Any) -> None:
+    """
+    Raises:
+        ValueError: the weights are quantised, or split over processes: no stock checkpoint can be written of them.
+    """
+    for name, parameter in model.named_parameters():
+        # A tensor subclass made of other tensors is one of torchao's formats, or a DTensor.
+        if not parameter.is_floating_point() or hasattr(parameter, "__tensor_flatten__"):
+            raise ValueError(
+                f"{name!r} is quantised or split over processes. Load the base model unquantised and whole "
+                "(dtype='bfloat16' saves memory), with the same adapter, and export that."
+            )
 
 
 def _effect(layer: DSOLayer) -> tuple[torch.Tensor, torch.Tensor]:
