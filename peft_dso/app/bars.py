@@ -20,6 +20,14 @@ def note(text: str) -> str:
     return f'<p class="dso-note">{escape(text)}</p>'
 
 
+def text(title: str, written: str = "") -> str:
+    """A text that a model is writing, under its title."""
+    return (
+        f'<div class="dso-text" role="region" tabindex="0" aria-label="{escape(title)}"><h2>{escape(title)}</h2>'
+        f"<p>{escape(written)}</p></div>"
+    )
+
+
 def _bar(share: float, kind: str) -> str:
     """A bar and its number; the bar says nothing that the number does not."""
     width = max(0.0, min(1.0, share)) * 100

@@ -19,6 +19,7 @@ from .serve import Page
 
 # What a person can mend. Anything else is a fault of the page, which Gradio reports without its text.
 MENDABLE = (ValueError, TypeError, KeyError)
+UNSTEERED, STEERED = "Unsteered", "Steered"
 
 
 class Controls:
@@ -126,9 +127,13 @@ def add_text(controls: Controls, prompt: str) -> None:
             for base, steered in controls.steered.write(
                 (said, said), strengths, max_new_tokens=length, temperature=temperature, images=_images(image)
             ):
-                yield base, steered, ""
+                yield bars.text(UNSTEERED, base), bars.text(STEERED, steered), ""
         except MENDABLE as error:
-            yield "", "", bars.message(str(error.args[0]) if error.args else str(error))
+            yield (
+                bars.text(UNSTEERED),
+                bars.text(STEERED),
+                bars.message(str(error.args[0]) if error.args else str(error)),
+            )
 
     with gr.Tab("Text"):
         text = gr.Textbox(prompt, label="Beginning", info="The model writes on from here.", lines=2)
@@ -138,8 +143,8 @@ def add_text(controls: Controls, prompt: str) -> None:
             go, stop = gr.Button("Write", variant="primary"), gr.Button("Stop")
         problem = gr.HTML("")
         with gr.Row():
-            base = gr.Textbox(label="Unsteered", lines=8, interactive=False, min_width=260)
-            steered = gr.Textbox(label="Steered", lines=8, interactive=False, min_width=260)
+            base = gr.HTML(bars.text(UNSTEERED), min_width=260, elem_id="dso-base")
+            steered = gr.HTML(bars.text(STEERED), min_width=260, elem_id="dso-steered")
     run = gr.on(
         [go.click, text.submit],
         write,
@@ -185,8 +190,8 @@ def add_conversation(controls: Controls) -> None:
 
     with gr.Tab("Conversation"):
         with gr.Row():
-            left = gr.Chatbot(label="Unsteered", height=360, min_width=260, buttons=[], feedback_options=None)
-            right = gr.Chatbot(label="Steered", height=360, min_width=260, buttons=[], feedback_options=None)
+            left = gr.Chatbot(label=UNSTEERED, height=360, min_width=260, buttons=[], feedback_options=None)
+            right = gr.Chatbot(label=STEERED, height=360, min_width=260, buttons=[], feedback_options=None)
         problem = gr.HTML("")
         text = gr.Textbox(label="Message", info="Both sides get it, and each remembers what it has said itself.")
         image = gr.Image(type="pil", label="Picture", sources=["upload", "clipboard"], visible=steered.sees)

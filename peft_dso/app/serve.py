@@ -77,6 +77,8 @@ class Page(gr.Blocks):
             "share": False,
             "theme": _theme(),
             "css": STYLE.read_text(encoding="utf-8"),
+            # A screen reader says what a slider has done.
+            "js": "() => document.getElementById('dso-answers')?.setAttribute('aria-live', 'polite')",
             "footer_links": [],
             "ssr_mode": False,
             "show_error": False,
