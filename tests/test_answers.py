@@ -33,6 +33,7 @@ from peft_dso.answers import read_answer
         ("他和她", ["他", "她"], None),
         ("护士说他们迟到了", ["他", "她"], None),  # they
         ("彼らは遅れた", ["彼女", "彼"], None),
+        ("OK她", ["他", "她"], 1),  # no boundary is needed beside them
         ("是nurse没错", ["nurse", "driver"], 0),  # words of another script end where it begins
         ("是nurses没错", ["nurse", "driver"], None),
         ("그녀는 늦었다", ["그녀", "그"], 0),  # a particle

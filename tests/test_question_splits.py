@@ -109,6 +109,9 @@ def test_hold_out_goes_by_group_pair_or_row():
     lonely = [*made_up(1, 4), {**made_up(1, 1)[0], "right": 0, "pair": "alone"}]
     train, test = hold_out(lonely)
     assert kinds(train) == {True, False} and kinds(test) == {True}
+    # However large the share, each kind is trained on.
+    train, test = hold_out(made_up(8, 1), 0.95)
+    assert kinds(train) == kinds(test) == {True, False} and len(test) == 2 * 6
     train, test = hold_out(made_up(3, 4), by="group")
     assert not sides_by("group", train, test)
 
