@@ -34,10 +34,10 @@ def test_nobody_is_spoken_of():
 
 def test_a_file_of_ones_own(tmp_path):
     path = tmp_path / "mine.txt"
-    path.write_bytes("\ufeff one\u2028still one \r\ntwo\r\nthree\nfour\nfive\nsix".encode())
-    assert read_texts(path) == ["one\u2028still one", "two", "three", "four", "five", "six"]
+    path.write_bytes("\ufeff one\u2028still\rone \r\ntwo\r\nthree\nfour\nfive\nsix".encode())
+    assert read_texts(path) == ["one\u2028still\rone", "two", "three", "four", "five", "six"]
     assert [neutral_texts(split, path) for split in PARTS] == [
-        ["one\u2028still one", "two", "three", "six"],
+        ["one\u2028still\rone", "two", "three", "six"],
         ["four"],
         ["five"],
     ]

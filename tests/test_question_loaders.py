@@ -153,6 +153,13 @@ def test_one_occupation_inside_another(tmp_path):
             f"type1,The bus driver saw the driver when she left.,{names},she,ambiguous\n"
         )
         assert load_synthbias(path, table)[0]["answers"] == [" bus driver", " driver"]
+    table = [Occupation("assistant", 5), Occupation("assistant manager", 60)]
+    path.write_text(
+        "type,sample,occ_1,occ_2,pronoun,is_stereotypical\n"
+        "type2,The assistant manager saw the assistant when she left.,assistant manager,assistant,she,True\n"
+    )
+    (row,) = load_synthbias(path, table)
+    assert row["answers"] == [" assistant manager", " assistant"] and row["right"] == 0
 
 
 def test_bbq(tmp_path):
@@ -177,6 +184,9 @@ def test_bbq(tmp_path):
     assert {"The man", "the man", " Man"} < {*found[0]["forms"][0]}
     assert found[0]["abstentions"][0] == " Cannot be determined" and "cannot be determined" in found[0]["abstentions"]
     assert len({r["pair"] for r in found}) == 1
+    path.write_text("".join(json.dumps(item(number, "ambig", 1)) + "\n" for number in (3, 4, 7)))
+    assert [r["pair"] for r in load_bbq_gender(path)] == ["1/0", "1/1", "1/1"]  # four in a row are one example
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     chat = load_bbq_gender(path, chat=True)
     assert chat[0]["answers"] == ["The man", "The woman"] and chat[0]["abstentions"][0] == "Cannot be determined"
     # A copy of the set without example_id, with empty lines, CRLF, a byte order mark and U+2028 in a text.
