@@ -116,6 +116,22 @@ def test_hold_out_goes_by_group_pair_or_row():
     assert not sides_by("group", train, test)
 
 
+def test_both_kinds_whatever_the_seed_and_pairs_and_names_go_along():
+    few_told = [row for row in made_up(8, 2) if row["right"] is None or row["group"] in ("g1", "g3")]
+    for seed in range(20):
+        assert all(kinds(side) == {True, False} for side in hold_out(few_told, seed=seed))
+    # One of "u" and "v" is held out: the pair of both, and "W", which is named in another spelling.
+    rows = [{"prompt": str(n), "occupation": name, "answers": answers, "meanings": ["pro", "anti"], "pair": pair}
+            for n, (name, answers, pair) in enumerate([
+                ("u", ["a", "b"], "both"), ("v", ["a", "b"], "both"), ("u", ["a", "b"], None), ("v", ["a", "b"], None),
+                ("w", ["U", "b"], None), ("w", ["V", "b"], None),
+            ])]  # fmt: skip
+    for seed in range(12):
+        test = hold_out(rows, 0.34, occupations=True, seed=seed)[1]
+        prompts = {row["prompt"] for row in test}
+        assert prompts in ({"0", "1", "2", "4"}, {"0", "1", "3", "5"}, {"4", "5"})
+
+
 def test_hold_out_of_the_packages_own_questions():
     rows = load_questions("pronouns", "train") + load_questions("coreference", "train")
     train, test = hold_out(rows)
