@@ -227,7 +227,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant):
         model.set_steering_strength([0.1, 0.5, 1.0])
         model(x).logits.square().sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
-    for one, two in zip(*gradients):
+    for one, two in zip(*gradients, strict=True):
         torch.testing.assert_close(one, two)
         assert one.abs().max() > 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional
@@ -14,12 +13,13 @@ from torch import nn
 
 from . import strength as _strength
 from .affine import Expected
+from .arithmetic import add_weighted, check_sum, prune
 from .calls import call_settings
 from .config import DSOConfig
 from .devices import check_hooks, execution_device
 from .files import pair_vectors
 from .layer import DSOLayer
-from .sites import default_site_names, find_sites, fingerprint, in_language_backbone, is_target
+from .sites import check_fingerprint, default_site_names, find_sites, fingerprint, in_language_backbone, is_target
 
 
 class DSOModel(BaseTuner):
@@ -68,17 +68,7 @@ class DSOModel(BaseTuner):
         found = fingerprint(self.model)
         expected = peft_config.base_fingerprint
         if expected is not None:
-            differing = [
-                f"{key} {expected[key]!r}, here {found.get(key)!r}"
-                for key in expected
-                if expected[key] != found.get(key)
-            ]
-            if differing:
-                raise ValueError(
-                    "This DSO adapter was made for another base model: " + "; ".join(differing) + ". Load it on "
-                    f"{peft_config.base_model_name_or_path or 'the model it was trained on'}, or, for a new adapter, "
-                    "make a new DSOConfig."
-                )
+            check_fingerprint(found, expected, peft_config.base_model_name_or_path)
         sites = find_sites(self.model, peft_config)  # raises before anything is changed
         check_hooks(self.model, [site.name for site in sites])
         # A fingerprint comes with a saved config, whose vectors must follow (see Expected).
@@ -251,18 +241,10 @@ class DSOModel(BaseTuner):
         Raises:
             ValueError: an adapter is unknown, the new name is taken, or the weights do not fit.
         """
-        unknown = [name for name in adapters if name not in self.peft_config]
-        if unknown or not adapters:
-            raise ValueError(f"adapters={adapters!r}: name loaded adapters, of {', '.join(self.peft_config)}.")
-        if adapter_name in self.peft_config:
-            raise ValueError(f"There is an adapter {adapter_name!r} already. Delete it or choose another name.")
-        if len(weights) != len(adapters) or not all(math.isfinite(weight) for weight in weights):
-            raise ValueError(f"weights={weights!r}: give one finite number for each of the {len(adapters)} adapters.")
-        configs = [self.peft_config[name] for name in adapters]
-        if any(config.modules_to_save for config in configs):
-            raise ValueError("Adapters with modules_to_save cannot be combined: their modules do not add.")
+        check_sum(self.peft_config, adapters, weights, adapter_name)
         layers = _strength.dso_layers(self.model)
         sites = [site for site, layer in layers.items() if any(name in layer.dso_affine for name in adapters)]
+        configs = [self.peft_config[name] for name in adapters]
         self.peft_config[adapter_name] = DSOConfig(
             task_type=configs[0].task_type,
             base_model_name_or_path=configs[0].base_model_name_or_path,
@@ -271,14 +253,9 @@ class DSOModel(BaseTuner):
             learn_shift=any(config.learn_shift for config in configs),
         )
         self.inject_adapter(self.model, adapter_name)
-        with torch.no_grad():
-            for site in sites:
-                new = layers[site].dso_affine[adapter_name]
-                for name, weight in zip(adapters, weights, strict=True):
-                    old = dict(layers[site].dso_affine.items()).get(name)
-                    for vector in ("slope", "shift"):
-                        if old is not None and getattr(old, vector) is not None:
-                            getattr(new, vector).add_(getattr(old, vector), alpha=weight)
+        for site in sites:
+            pairs = dict(layers[site].dso_affine.items())
+            add_weighted(pairs[adapter_name], [pairs.get(name) for name in adapters], weights)
 
     def prune(self, keep: float, adapter_name: Optional[str] = None) -> int:
         """
@@ -295,18 +272,7 @@ class DSOModel(BaseTuner):
         Raises:
             ValueError: `keep` is outside [0, 1] or the adapter is unknown.
         """
-        if not 0 <= keep <= 1:
-            raise ValueError(f"keep is a share in [0, 1], got {keep!r}.")
-        affines = list(_strength._selected(self.model, adapter_name or self.active_adapters[0]).values())
-        with torch.no_grad():
-            sizes = torch.cat([torch.stack([*affine.parameters()]).abs().sum(0).cpu() for affine in affines])
-            kept = torch.zeros_like(sizes, dtype=torch.bool)
-            kept[sizes.topk(round(keep * sizes.numel())).indices] = True
-            kept &= sizes > 0
-            for affine, mask in zip(affines, kept.split([next(a.parameters()).numel() for a in affines]), strict=True):
-                for p in affine.parameters():
-                    p.mul_(mask.to(p.device))
-        return int(kept.sum())
+        return prune(list(_strength._selected(self.model, adapter_name or self.active_adapters[0]).values()), keep)
 
     # --- loading -----------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import SimpleNamespace
@@ -269,3 +269,25 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         "hidden_size": getattr(text, "hidden_size", None),
         "num_sites": len(default_site_names(model)),
     }
+
+
+def check_fingerprint(found: Mapping[str, Any], expected: Mapping[str, Any], name: Optional[str]) -> None:
+    """
+    Refuse a base model that is not the one an adapter was made for.
+
+    Args:
+        found (`Mapping[str, Any]`): the [`fingerprint`] of the base model.
+        expected (`Mapping[str, Any]`): the one in the adapter's configuration.
+        name (`str`, *optional*): what the base model of the adapter is called.
+
+    Raises:
+        ValueError: they differ.
+    """
+    differing = [
+        f"{key} {expected[key]!r}, here {found.get(key)!r}" for key in expected if expected[key] != found.get(key)
+    ]
+    if differing:
+        raise ValueError(
+            f"This DSO adapter was made for another base model: {'; '.join(differing)}. Load it on "
+            f"{name or 'the model it was trained on'}, or, for a new adapter, make a new DSOConfig."
+        )
