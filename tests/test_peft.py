@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from models import TEXT, build, randomize
+from models import TEXT, VISION_MODELS, build, randomize
 from peft import (
+    AutoPeftModel,
     AutoPeftModelForCausalLM,
     LoraConfig,
     PeftMixedModel,
@@ -371,3 +372,16 @@ def test_quantised_base(quantise):
     assert not torch.equal(logits(model), plain)
     model.set_steering_strength(0.0)
     assert torch.equal(logits(model), plain)
+
+
+def test_auto_peft_model_of_a_vision_language_model(tmp_path):
+    """It has no class of its own in PEFT: `AutoPeftModel` loads the class that the adapter's config names."""
+    config, model_class, _ = VISION_MODELS["llava"]
+    torch.manual_seed(0)
+    model_class(config()).eval().save_pretrained(tmp_path / "base")
+    base = model_class.from_pretrained(tmp_path / "base").eval()
+    model = get_peft_model(base, DSOConfig(init_weights=False)).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModel.from_pretrained(tmp_path / "adapter").eval()
+    assert type(loaded.get_base_model()) is model_class
+    torch.testing.assert_close(logits(loaded), logits(model))
