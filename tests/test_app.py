@@ -292,7 +292,7 @@ def test_the_lines_reproduce_the_bars(tmp_path, capsys):
 def test_a_page_of_a_plain_model_with_its_adapter():
     page = build_page(steered_model("gpt2"), tiny_tokenizer(), reports={"fair": example_report()})
     labels = {c["props"].get("label") for c in page.config["components"]}
-    assert {"Strength of fair", "Prompt", "Answers", "Unsteered", "Steered", "Report", "Layers"} <= labels
+    assert {"Strength of fair", "Prompt", "Answers", "Text", "Report", "Layers", "Reproduce"} <= labels
     assert "Conversation" not in labels  # no chat template
     with pytest.raises(ValueError, match="highest=0"):
         build_page(steered_model(), tiny_tokenizer(), highest=0)

