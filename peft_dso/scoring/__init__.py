@@ -6,8 +6,6 @@ from .encode import (
     check_reads_pictures,
     encode_question,
     encode_row,
-    row_images,
-    with_images,
 )
 from .forward import (
     Scores,
@@ -22,8 +20,10 @@ from .forward import (
     score_plain,
 )
 from .pack import PackedQuestions, batches, pack
+from .prompts import row_images, with_images
 from .score import Prepared, evaluating, prepare, reads_tries, score, score_batch, score_prepared
 from .terms import AnswerTerms, Term, answer_terms
+from .tokens import continuations
 
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "answer_terms",
     "batches",
     "check_reads_pictures",
+    "continuations",
     "encode_question",
     "encode_row",
     "evaluating",

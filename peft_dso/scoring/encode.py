@@ -7,11 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Optional, TypeVar
 
 from torch import nn
+from transformers.utils import logging
 
 from ..questions.schema import abstention_forms, answer_forms
+from .prompts import rendered, row_images
+from .tokens import Tokens, continuations, with_special_tokens
 
 
-Tokens = tuple[int, ...]
+logger = logging.get_logger(__name__)
+
 Encoded = TypeVar("Encoded", bound="EncodedQuestion")
 
 
@@ -68,15 +72,9 @@ def check_reads_pictures(model: nn.Module) -> None:
         )
 
 
-def row_images(row: Mapping[str, Any]) -> list[Any]:
-    """The pictures of a row, from its column `images` or `image`."""
-    images = row.get("images")
-    if images is None:
-        images = [] if row.get("image") is None else [row["image"]]
-    return list(images)
-
-
-def encode_row(processor: Any, row: Mapping[str, Any]) -> EncodedQuestion:
+def encode_row(
+    processor: Any, row: Mapping[str, Any], *, chat_template_kwargs: Optional[Mapping[str, Any]] = None
+) -> EncodedQuestion:
     """A row of questions as [`encode_question`] encodes it, all forms of its answers; answers may be missing."""
     forms = answer_forms(row) if row.get("answers") else []
     return encode_question(
@@ -86,29 +84,8 @@ def encode_row(processor: Any, row: Mapping[str, Any]) -> EncodedQuestion:
         row_images(row),
         forms=forms,
         abstentions=abstention_forms(row),
+        chat_template_kwargs=chat_template_kwargs,
     )
-
-
-def with_images(messages: Sequence[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
-    """
-    Messages in the structured form, with placeholders for pictures before the first user's text where there are none
-    (as TRL's `prepare_multimodal_messages`, which the trainer uses for sampled rollouts).
-
-    Raises:
-        ValueError: there are placeholders already, and not as many as pictures.
-    """
-    found: list[dict[str, Any]] = []
-    placeholders = 0
-    for message in messages:
-        content = message["content"]
-        if isinstance(content, str):
-            first_user = message["role"] == "user" and not any(m["role"] == "user" for m in found)
-            content = [{"type": "image"}] * (count if first_user else 0) + [{"type": "text", "text": content}]
-        placeholders += sum(part["type"] == "image" for part in content)
-        found.append({**message, "content": content})
-    if placeholders != count:
-        raise ValueError(f"The prompt has {placeholders} places for pictures and the row {count} pictures.")
-    return found
 
 
 def encode_question(
@@ -119,86 +96,77 @@ def encode_question(
     *,
     forms: Optional[Sequence[Sequence[str]]] = None,
     abstentions: Sequence[str] = (),
+    chat_template_kwargs: Optional[Mapping[str, Any]] = None,
 ) -> EncodedQuestion:
     """
-    Tokenize a question. The answers are tokenized on their own, so that the prompt's tokens do not depend on them.
+    Tokenize a question: the prompt as a model is given it, and each answer as the tokens that it is behind that prompt
+    (see [`continuations`]).
 
     Args:
         processor (`PreTrainedTokenizerBase` or `ProcessorMixin`): the model's tokenizer or processor.
-        prompt (`str` or `list[dict]`): plain text, or messages for the chat template.
+        prompt (`str` or `list[dict]`): plain text, or messages for the chat template, of which a last one of the
+            assistant is continued.
         answers (`Sequence[str]`): as they follow the prompt, the leading space included.
         images (`Sequence`, *optional*): the pictures that belong to the prompt, which is a list of messages then.
         forms (`Sequence[Sequence[str]]`, *optional*): per answer the texts in which a model gives it; default the
-            answer itself.
+            answer itself. A further form, or an abstention, that the tokenizer has no tokens for cannot be said and is
+            left out.
         abstentions (`Sequence[str]`, *optional*): named ways of not answering.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*): what the chat template takes besides the messages, such
+            as `{"enable_thinking": False}`.
 
     Returns:
         `EncodedQuestion`: the token ids; a [`PicturedQuestion`] if there are pictures.
 
     Raises:
-        ValueError: the prompt is empty, an answer has no token, two answers have the same tokens, there is no chat
-            template for messages, or there are pictures that are missing or that the model cannot read.
+        ValueError: the prompt is empty, an answer has no token or unknown ones, two answers have the same tokens, the
+            messages cannot be rendered, or there are pictures that are missing or that the model cannot read.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
-    text = None
     if images:
-        text = _pictured_text(processor, prompt, images)
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    elif isinstance(prompt, str):
-        ids = list(tokenizer(prompt)["input_ids"])
-        if ids and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token or "\0"):
-            ids.pop()  # a tokenizer that closes every text: the answer would stand after the end
-    else:
-        template = _chat_template(processor)
-        if tokenizer is not processor:
-            prompt = with_images(prompt, 0)
-        encoding = tokenizer.apply_chat_template(
-            prompt, chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-        ids = list(encoding["input_ids"])
+        _check_pictures(processor, prompt, images)
+    conversation = not isinstance(prompt, str)
+    text = rendered(processor, prompt, len(images), **(chat_template_kwargs or {})) if conversation else prompt
+    texts = [[answer] for answer in answers] if forms is None else forms
+    ids, *tokens = continuations(tokenizer, text, [t for group in (*texts, abstentions) for t in group])
+    if not conversation:
+        ids = with_special_tokens(tokenizer, text, ids)
     if not ids:
         raise ValueError(f"The prompt {prompt!r} has no token.")
-    encoded = _encode_forms(tokenizer, [[answer] for answer in answers] if forms is None else forms, abstentions)
-    *answered, abstained = encoded
-    if text is not None:
-        return PicturedQuestion(tuple(ids), tuple(answered), text, tuple(images), processor, abstentions=abstained)
-    return EncodedQuestion(tuple(ids), tuple(answered), abstentions=abstained)
+    *answered, abstained = _grouped(texts, abstentions, tokens)
+    if images:
+        return PicturedQuestion(ids, tuple(answered), text, tuple(images), processor, abstentions=abstained)
+    return EncodedQuestion(ids, tuple(answered), abstentions=abstained)
 
 
-def _encode_forms(
-    tokenizer: Any, forms: Sequence[Sequence[str]], abstentions: Sequence[str]
+def _grouped(
+    forms: Sequence[Sequence[str]], abstentions: Sequence[str], tokens: Sequence[Optional[Tokens]]
 ) -> list[tuple[Tokens, ...]]:
     """The tokens of the forms of each answer, and last of the abstentions; each once."""
     encoded: list[tuple[Tokens, ...]] = []
     said: dict[Tokens, tuple[int, str]] = {}
+    remaining = iter(tokens)
     for number, texts in enumerate((*forms, abstentions)):
         found: dict[Tokens, None] = {}
-        for text in texts:
-            tokens = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-            if not tokens:
+        for place, text in enumerate(texts):
+            form = next(remaining)
+            if form is None:
+                what = f"{text!r} cannot be said behind the prompt: it has tokens that the tokenizer does not know"
+                if place == 0 and number < len(forms):
+                    raise ValueError(f"The answer {what}.")
+                logger.warning_once(f"The form {what}. It is left out.")
+                continue
+            if not form:
                 raise ValueError(f"The answer {text!r} has no token.")
-            other, as_text = said.setdefault(tokens, (number, text))
+            other, as_text = said.setdefault(form, (number, text))
             if other != number:
                 raise ValueError(f"The answers {as_text!r} and {text!r} have the same tokens.")
-            found[tokens] = None
+            found[form] = None
         encoded.append(tuple(found))
     return encoded
 
 
-def _chat_template(processor: Any) -> str:
-    template = getattr(processor, "chat_template", None) or getattr(
-        getattr(processor, "tokenizer", None), "chat_template", None
-    )
-    if not template:
-        raise ValueError(
-            f"The prompt is a list of messages and {type(processor).__name__} has no chat template. Give plain text, "
-            "or set its chat_template."
-        )
-    return str(template)
-
-
-def _pictured_text(processor: Any, prompt: Any, images: Sequence[Any]) -> str:
-    """What the processor reads for a prompt with pictures."""
+def _check_pictures(processor: Any, prompt: Any, images: Sequence[Any]) -> None:
     if getattr(processor, "image_processor", None) is None:
         raise ValueError(
             f"A row has {len(images)} pictures, and {type(processor).__name__} reads text only. Give the processor of "
@@ -208,9 +176,3 @@ def _pictured_text(processor: Any, prompt: Any, images: Sequence[Any]) -> str:
         raise ValueError(f"A prompt with pictures must be a list of messages, got {prompt!r}.")
     if any(image is None for image in images):
         raise ValueError(f"Picture {list(images).index(None)} of the prompt {prompt!r} is missing.")
-    template = _chat_template(processor)
-    messages = with_images(prompt, len(images))
-    text: str = processor.apply_chat_template(
-        messages, chat_template=template, add_generation_prompt=True, tokenize=False
-    )
-    return text

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from .encode import EncodedQuestion, PicturedQuestion, Tokens
+from .encode import EncodedQuestion, PicturedQuestion
 from .pack import PackedQuestions
 from .terms import Reads, read_answers, reads_at, terms_of
+from .tokens import Tokens
 
 
 @dataclass

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .encode import EncodedQuestion, Tokens
+from .encode import EncodedQuestion
 from .terms import Reads, reads_at, terms_of
+from .tokens import Tokens
 
 
 # Tokens of one packed row. Attention costs the square of it, so that longer rows gain nothing.

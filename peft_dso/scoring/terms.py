@@ -16,7 +16,8 @@ from functools import lru_cache
 
 import torch
 
-from .encode import EncodedQuestion, Tokens
+from .encode import EncodedQuestion
+from .tokens import Tokens
 
 
 @dataclass(frozen=True)
