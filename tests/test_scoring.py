@@ -153,8 +153,10 @@ def test_encoding_refuses_what_cannot_be_scored():
         encode_question(tokenizer, " ", [" he", " she"])
     with pytest.raises(ValueError, match="no token"):
         encode_question(tokenizer, "The", [" he", " "])
-    with pytest.raises(ValueError, match="same tokens"):
+    with pytest.raises(ValueError, match="' doctor' cannot be said"):
         encode_question(tokenizer, "The", [" doctor", " doctors"])  # both unknown to this tokenizer
+    with pytest.raises(ValueError, match="' he' and 'he' have the same tokens"):
+        encode_question(tokenizer, "The", [" he", "he"])
     with pytest.raises(ValueError, match="chat template"):
         encode_question(tokenizer, [{"role": "user", "content": "The nurse"}], [" he", " she"])
     tokenizer.chat_template = (

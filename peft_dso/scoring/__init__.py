@@ -21,9 +21,11 @@ from .forward import (
 )
 from .pack import PackedQuestions, batches, pack
 from .prompts import row_images, with_images
-from .score import Prepared, evaluating, prepare, reads_tries, score, score_batch, score_prepared
+from .reading import check_readable, evaluating, input_device, positions_limit
+from .score import Prepared, prepare, score, score_batch, score_prepared
 from .terms import AnswerTerms, Term, answer_terms
 from .tokens import continuations
+from .tries import reads_tries
 
 
 __all__ = [
@@ -36,17 +38,20 @@ __all__ = [
     "Term",
     "answer_terms",
     "batches",
+    "check_readable",
     "check_reads_pictures",
     "continuations",
     "encode_question",
     "encode_row",
     "evaluating",
+    "input_device",
     "lay_out",
     "lay_out_pictured",
     "left_padded",
     "on_model",
     "pack",
     "pictured_inputs",
+    "positions_limit",
     "prepare",
     "reads_tries",
     "row_images",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from torch import nn
 
 from .encode import EncodedQuestion, PicturedQuestion
 from .pack import PackedQuestions
+from .reading import compute_dtype, input_device, keeps_logits
 from .terms import Reads, read_answers, reads_at, terms_of
 from .tokens import Tokens
 
@@ -52,7 +52,7 @@ class Layout(Protocol):
 
     @property
     def keep(self) -> int | torch.Tensor:
-        """The kept positions of every row: the last so many, or their indices."""
+        """The kept positions of every row: the last so many, or their indices, counted from the end (-1 the last)."""
 
     def inputs(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """What the model's forward takes."""
@@ -67,7 +67,8 @@ class PlainQuestions:
         input_ids (`torch.Tensor`): shape `(rows, length)`, padded on the right: what stands behind a token changes
             nothing there in any causal model, also in one with a recurrent state, which padding before it would.
         attention_mask (`torch.Tensor`): of the same shape.
-        keep (`torch.Tensor`): the positions of which something is read in any row.
+        keep (`torch.Tensor`): the positions of which something is read in any row, counted from the end, so that they
+            hold where an adapter puts tokens of its own before the row.
         reads (`Reads`): what is read there.
     """
 
@@ -110,10 +111,10 @@ def score_layout(model: nn.Module, layout: Layout) -> Scores:
     Returns:
         `Scores`: in float32, on the model's device.
     """
-    keep = layout.keep
-    inputs: dict[str, Any] = layout.inputs(_device(model), _compute_dtype(model))
-    if _keeps_logits(model):  # a large vocabulary at every token would be most of the memory
-        inputs["logits_to_keep"] = keep if isinstance(keep, int) else keep.to(_device(model))
+    keep, device = layout.keep, input_device(model)
+    inputs: dict[str, Any] = layout.inputs(device, compute_dtype(model))
+    if keeps_logits(model):  # a large vocabulary at every token would be most of the memory
+        inputs["logits_to_keep"] = keep if isinstance(keep, int) else keep.to(device)
     logits = model(**inputs, use_cache=False).logits
     if isinstance(keep, int):  # some models take `logits_to_keep` and return all of them
         logits = logits[:, -keep:]
@@ -192,7 +193,10 @@ def lay_out(questions: Sequence[EncodedQuestion]) -> PlainQuestions:
         return row * len(column) + column[len(questions[number].prompt) - 1 + length]
 
     return PlainQuestions(
-        input_ids, attention_mask, torch.tensor(list(column)), reads_at(questions, _kept(questions, rows, position))
+        input_ids,
+        attention_mask,
+        torch.tensor(list(column)) - input_ids.shape[1],
+        reads_at(questions, _kept(questions, rows, position)),
     )
 
 
@@ -254,7 +258,7 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int = 0) -> tuple[torch.T
 
 def on_model(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """The tensors among some inputs, on the model's device, those of pictures in its dtype."""
-    return _moved(inputs, _device(model), _compute_dtype(model))
+    return _moved(inputs, input_device(model), compute_dtype(model))
 
 
 def _moved(inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -263,20 +267,3 @@ def _moved(inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype) 
         for key, value in inputs.items()
         if isinstance(value, torch.Tensor)
     }
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _compute_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype that the attention mask must have: the model's own, also when its weights are quantised."""
-    dtype = getattr(model, "dtype", None)
-    return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
-
-
-def _keeps_logits(model: Any) -> bool:
-    """Whether the model's forward can be told to compute some of the logits only."""
-    model = getattr(model, "module", model)  # of a wrapper for several devices
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(model.forward).parameters

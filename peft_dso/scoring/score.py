@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Optional
 
@@ -11,8 +10,10 @@ import torch
 from torch import nn
 
 from .encode import EncodedQuestion, PicturedQuestion
-from .forward import Layout, Scores, _compute_dtype, lay_out, lay_out_pictured, score_layout, score_packed, score_plain
+from .forward import Layout, Scores, lay_out, lay_out_pictured, score_layout
 from .pack import batches, pack
+from .reading import check_readable, evaluating
+from .tries import reads_tries
 
 
 @dataclass
@@ -93,49 +94,6 @@ def score_batch(model: nn.Module, questions: Sequence[EncodedQuestion], packed: 
     return score_prepared(model, prepare(questions, packed))
 
 
-@torch.no_grad()
-def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], tolerance: Optional[float] = None) -> bool:
-    """
-    Whether packing gives what the prompts alone give: tried on a few of the questions, because whether an architecture
-    honours a mask and positions of one's own (a rotary model does, ALiBi does not) cannot be read off its config.
-
-    Args:
-        model (`nn.Module`): a causal language model.
-        questions (`Sequence[EncodedQuestion]`): the questions to come.
-        tolerance (`float`, *optional*): allowed difference of the log-probabilities, as a share of how much they
-            differ between the questions (root mean squares); default 0.01, and 0.1 for a model in half precision.
-
-    Returns:
-        `bool`: `False` also when the model refuses such a mask.
-    """
-    questions = [q for q in questions if not isinstance(q, PicturedQuestion)]
-    if not questions:
-        return False
-    if tolerance is None:
-        tolerance = 0.01 if _compute_dtype(model) == torch.float32 else 0.1
-    by_prompt = sorted(questions, key=lambda q: q.prompt)
-    few = [*by_prompt[:3], by_prompt[-1], max(questions, key=lambda q: len(q.prompt))]
-    try:
-        packed = score_packed(model, pack(few)).decision
-    except (ValueError, TypeError, RuntimeError, NotImplementedError):
-        return False
-    plain = score_plain(model, [q.prompt_only() for q in few]).decision
-    spread = (plain - plain.mean(0)).square().mean().sqrt()
-    error = (packed - plain).square().mean().sqrt()
-    return bool(error <= tolerance * spread + 1e-5)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off within the block."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
 def score(
     model: nn.Module,
     questions: Sequence[EncodedQuestion],
@@ -156,13 +114,16 @@ def score(
         The numbers of the questions of a batch and their `Scores`.
 
     Raises:
-        ValueError: there is no question.
+        ValueError: there is no question, or the model cannot be asked one of them (see [`check_readable`]); before
+            anything is scored.
     """
     if not questions:
         raise ValueError("There is no question to score.")
-    with evaluating(model), torch.no_grad():
-        if packed is None:
-            packed = reads_tries(model, questions)
-        for numbers in batches(questions, batch_tokens):
-            chosen = [questions[number] for number in numbers]
-            yield numbers, score_batch(model, chosen, packed)
+    check_readable(model, questions)
+    if packed is None:
+        packed = reads_tries(model, questions)
+    for numbers in batches(questions, batch_tokens):
+        prepared = prepare([questions[number] for number in numbers], packed)
+        with evaluating(model), torch.no_grad():  # and not where the caller goes on
+            scores = score_prepared(model, prepared)
+        yield numbers, scores

@@ -1,0 +1,77 @@
+"""Whether a model reads tries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+from torch import nn
+
+from .encode import EncodedQuestion, PicturedQuestion
+from .forward import score_packed, score_plain
+from .pack import pack
+from .reading import check_readable, compute_dtype, evaluating
+from .terms import terms_of
+
+
+# Tokens of the stem and of each branch of the trie that is tried: more than a convolution before a state spans.
+_STEM, _BRANCH = 32, 6
+
+
+def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], tolerance: Optional[float] = None) -> bool:
+    """
+    Whether packing gives what the prompts alone give: tried, because whether an architecture honours a mask and
+    positions of one's own (a rotary model does, ALiBi and a recurrent state do not) cannot be read off its config.
+    Tried are some of the questions, the longest among them (a sliding window), and a trie that branches, whatever the
+    questions: what is found holds for any that are no longer. In evaluation mode and without gradient, whatever the
+    caller's mode. Of several processes that ask a model together one decides for all.
+
+    Args:
+        model (`nn.Module`): a causal language model.
+        questions (`Sequence[EncodedQuestion]`): the questions to come; those with pictures are passed over.
+        tolerance (`float`, *optional*): allowed difference of the log-probabilities after any of the prompts, as a
+            share of how much they differ between the prompts (root mean squares); default 0.001, and 0.1 for a model
+            in half precision.
+
+    Returns:
+        `bool`: `False` also when the model refuses such a mask, and where there is no question without a picture.
+
+    Raises:
+        ValueError: the model cannot be asked one of the questions (see [`check_readable`]).
+    """
+    questions = [question for question in questions if not isinstance(question, PicturedQuestion)]
+    if not questions:
+        return False
+    check_readable(model, questions)
+    if tolerance is None:
+        tolerance = 0.001 if compute_dtype(model) in (torch.float32, torch.float64) else 0.1
+    tried = [EncodedQuestion(prompt, ()) for prompt in _tried(questions)]
+    with evaluating(model), torch.no_grad():
+        try:
+            packed = score_packed(model, pack(tried)).decision
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # of whatever kind: the mask has a form that is none of this model's
+            return False
+        plain = score_plain(model, tried).decision
+    spread = (plain - plain.mean(0)).square().mean().sqrt()
+    error = (packed - plain).square().mean(1).sqrt().amax()
+    return bool(error <= tolerance * spread + 1e-5)
+
+
+def _tried(questions: Sequence[EncodedQuestion]) -> list[tuple[int, ...]]:
+    """Prompts of some of the questions, and prompts that part after a common stem."""
+    by_prompt = sorted(question.prompt for question in questions)
+    longest = max(by_prompt, key=len)
+    known: dict[int, None] = {}
+    for question in questions:
+        known.update(dict.fromkeys((*question.prompt, *(t for place in terms_of(question).places for t in place))))
+    tokens = list(known)[-2 * _BRANCH :]  # no marks of the beginning, where there are others
+    if len(tokens) == 1:
+        tokens.append(tokens[0] - 1 if tokens[0] else 1)
+    ring = tokens * _BRANCH
+    first, second = tuple(ring[:_BRANCH]), tuple(ring[1 : _BRANCH + 1])
+    stem = longest[: max(1, min(_STEM, len(longest) - _BRANCH))]
+    branches = [stem + first[:n] for n in (2, _BRANCH)] + [stem + second[:n] for n in (1, 3, _BRANCH)]
+    return list(dict.fromkeys([*by_prompt[:3], by_prompt[-1], longest, *branches]))
