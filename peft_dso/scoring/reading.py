@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Optional
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from .encode import EncodedQuestion, PicturedQuestion, check_reads_pictures
@@ -16,11 +17,7 @@ from .terms import terms_of
 
 def plain_model(model: Any) -> Any:
     """The transformers model within wrappers for several devices, for compilation and for adapters."""
-    while True:
-        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
-        if inner is None:
-            break
-        model = inner
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -94,7 +91,7 @@ def positions_limit(model: nn.Module) -> Optional[int]:
         if isinstance(module, nn.Embedding) and module is not words:
             if limit <= module.num_embeddings <= limit + 2:
                 return limit - _skipped(module, limit)
-        elif any(b is not None and b.dim() > 1 and b.shape[0] == limit for b in module._buffers.values()):
+        elif any(buffer.dim() > 1 and buffer.shape[0] == limit for buffer in module.buffers(recurse=False)):
             return limit  # sinusoids, as of GPT-J
     return None
 
