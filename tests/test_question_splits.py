@@ -178,14 +178,14 @@ def test_what_cannot_be_held_out(rows, arguments, message):
 # --- questions by name or from a file --------------------------------------------------------------------------------
 
 
-def test_every_set_has_a_line_of_help_and_stands_in_the_readme():
+def test_every_set_has_a_line_of_help_and_stands_in_the_guide():
     sets = describe_sets()
     assert list(sets)[:2] == ["coreference", "pronouns"] or list(sets)[:2] == ["pronouns", "coreference"]
     assert {"winobias:FILE", "winobias-open:FILE", "winogender:FILE", "synthbias:FILE", "bbq:FILE"} < {*sets}
     assert all(line and "\n" not in line for line in sets.values())
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    guide = (Path(__file__).parents[1] / "docs" / "guides" / "train.md").read_text()
     for name, line in sets.items():
-        assert f"| `{name}` | {line} |" in readme
+        assert f"| `{name}` | {line} |" in guide
 
 
 def test_a_set_of_ones_own_is_one_function():
