@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .evaluation import format_table, load_report
+from .evaluation import format_table, load_report, warnings_of
 from .objective.penalties import sparsity
 from .tuner.files import read_adapter
 
@@ -55,8 +55,8 @@ def _measured(path: Path) -> list[str]:
     file = path / REPORT
     if not file.is_file():
         return [f"measured      nothing: there is no {REPORT} in the folder (peft-dso sweep writes it)"]
-    lines = []
-    for name, results in load_report(file).sets.items():
+    report, lines = load_report(file), []
+    for name, results in report.sets.items():
         lines += [f"measured      {name}, at strengths {', '.join(f'{r.strength:g}' for r in results)}"]
         lines += [format_table(results)]
-    return lines
+    return [*lines, *warnings_of(report)]

@@ -13,10 +13,12 @@ from models import OCCUPATIONS, build, randomize, tiny_questions, tiny_tokenizer
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from test_trainer import RIGHT, leaning
+from vision import build_vision
 
-from peft_dso import cli
+from peft_dso import DSOConfig, cli, steering_strength
 from peft_dso.cli import strength_list
 from peft_dso.cli.arguments import joined_lists
+from peft_dso.evaluation.harness import evaluate_tasks
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,67 @@ def test_lists_that_begin_with_a_minus():
     assert joined_lists(["--beta", "-1", "--push", "a,b"]) == ["--beta", "-1", "--push", "a,b"]
 
 
+LETTERS = """
+task: tiny_pictures
+dataset_path: json
+dataset_kwargs:
+  data_files: {data}
+test_split: train
+output_type: generate_until
+doc_to_text: "<image> Who is nurse ?"
+doc_to_target: "{{{{letter}}}}"
+doc_to_image: !function pictures.doc_to_image
+generation_kwargs:
+  until: ["."]
+  max_gen_toks: 1
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  version: 1.0
+"""
+PICTURES = """
+from PIL import Image
+
+def doc_to_image(doc):
+    return [Image.new("RGB", (16, 16), tuple(doc["colour"]))]
+"""
+
+
+@pytest.mark.slow
+def test_ability_with_pictures_through_the_processor(tmp_path, monkeypatch):
+    """A task with pictures, and one of text, on a vision-language model whose processor is nowhere on disk."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    base, processor = build_vision("llava")
+    model = get_peft_model(base, DSOConfig(init_weights=False)).eval()
+    colours = [[200, 30, 30], [30, 200, 30], [10, 10, 250], [255, 255, 255]]
+    said = {}
+    for w in (0.0, 1.0):
+        said[w] = []
+        for colour in colours:
+            # As the harness asks without a chat template: the text with the model's own token for a picture.
+            picture = Image.new("RGB", (16, 16), tuple(colour))
+            inputs = processor(text="<image> Who is nurse ?", images=[picture], return_tensors="pt")
+            with steering_strength(model, w), torch.no_grad():
+                said[w].append(processor.tokenizer.decode(model(**inputs).logits[0, -1].argmax()).strip())
+    rows = [{"colour": colour, "letter": letter} for colour, letter in zip(colours, said[1.0], strict=True)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tiny_pictures.yaml").write_text(LETTERS.format(data=tmp_path / "data.jsonl"))
+    (tmp_path / "pictures.py").write_text(PICTURES)
+    choices = [{"question": "Who is nurse", "choices": ["A", "B"], "label": i % 2} for i in range(4)]
+    (tmp_path / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in choices))
+    (tmp_path / "tiny_choice.yaml").write_text(TASK.format(data=tmp_path / "choices.jsonl"))
+    tasks = ["tiny_pictures", "tiny_choice"]
+    found = evaluate_tasks(model, processor, tasks, (0.0, 1.0), include_path=str(tmp_path), batch_size=2)
+    for w in (0.0, 1.0):
+        expected = sum(a == b for a, b in zip(said[w], said[1.0], strict=True)) / len(colours)
+        assert found[w]["tiny_pictures/exact_match"].value == expected
+        assert found[w]["tiny_choice/acc"].value == 0.5  # the same question with each answer called right
+    assert found[1.0]["tiny_pictures/exact_match"].value == 1
+
+
 TASK = """
 task: tiny_choice
 dataset_path: json
@@ -135,9 +198,19 @@ metadata:
 """
 
 
+def spied(function, results):
+    """A function whose results are noted."""
+
+    def noting(*args, **kwargs):
+        results.append(function(*args, **kwargs))
+        return results[-1]
+
+    return noting
+
+
 @pytest.mark.slow
 def test_general_ability_on_a_task_in_local_files(world, capsys, monkeypatch):
-    pytest.importorskip("lm_eval")
+    lm_eval = pytest.importorskip("lm_eval")
     folder = world / "tasks"
     folder.mkdir()
     rows = [{"question": f"The {o} said that", "choices": ["he", "she"], "label": i % 2}
@@ -161,6 +234,16 @@ def test_general_ability_on_a_task_in_local_files(world, capsys, monkeypatch):
         right += int(logits[she] > logits[he]) == row["label"]
     assert found["0"]["tiny_choice/acc"]["value"] == right / len(rows) and set(found) == {"0", "1"}
     assert "tiny_choice/acc" in capsys.readouterr().out
+    few = [*call, "--num-fewshot", "2"]
+    asked = []
+    monkeypatch.setattr(lm_eval, "simple_evaluate", spied(lm_eval.simple_evaluate, asked))
+    assert cli.main(few) == 0 and len(asked) == 2
+    for results in asked:
+        context = results["samples"]["tiny_choice"][0]["arguments"]
+        text = str(context)
+        assert text.count("said that") == 3  # two examples, and the question
+    assert cli.main([*call, "--apply-chat-template"]) == 1
+    assert "no chat template" in capsys.readouterr().err
     call[call.index("tiny_choice")] = "no_such_task"
     assert cli.main(call) == 1
     assert "no_such_task" in capsys.readouterr().err

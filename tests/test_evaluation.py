@@ -1,7 +1,5 @@
 """The sweep, the report and the plots."""
 
-import csv
-import json
 import math
 
 import numpy as np
@@ -9,24 +7,17 @@ import pytest
 import torch
 from models import build, tiny_questions, tiny_tokenizer
 from peft import get_peft_model
-from PIL import Image
 from test_trainer import RIGHT, leaning, trainer
 
 from peft_dso import DSOConfig, get_steering_strength
 from peft_dso.answers import read_answer
 from peft_dso.evaluation import (
-    Report,
     calibrate_strength,
     format_table,
     generate_texts,
-    load_report,
-    save_csv,
-    save_report,
     summarize,
     sweep,
 )
-from peft_dso.evaluation.plots import plot_occupations, plot_report, plot_sites, plot_sweep
-from peft_dso.inspect import read_adapter
 from peft_dso.scoring import encode_row
 
 
@@ -102,43 +93,6 @@ def test_sets_without_a_kind_of_question_leave_its_measures_out(report):
     assert "accuracy" not in format_table(report.sets["open"])
 
 
-def test_the_table(report):
-    lines = format_table(report.sets["test"]).splitlines()
-    assert len(lines) == 4 and lines[0].split()[:2] == ["strength", "bias"]
-    assert f"{report.sets['test'][1].measures['bias'].value:.3f}" in lines[2]
-    assert len({len(line) for line in lines}) == 1
-
-
-def test_a_report_is_written_and_read(report, tmp_path):
-    save_report(report, tmp_path / "report.json")
-    text = (tmp_path / "report.json").read_text()
-    assert "NaN" not in text and json.loads(text)["description"] == {
-        "answers": "probabilities",
-        "knob": "DSO",
-        "n": 1,
-    }
-    loaded = load_report(tmp_path / "report.json")
-    assert format_table(loaded.sets["test"]) == format_table(report.sets["test"])
-    assert loaded.sets["open"][0].occupations == report.sets["open"][0].occupations
-    (tmp_path / "other.json").write_text('{"sets": {"a": [{"strength": 1}]}}')
-    with pytest.raises(ValueError, match=r"other\.json is not a report"):
-        load_report(tmp_path / "other.json")
-
-
-def test_nan_becomes_null(report, tmp_path):
-    report = Report({"a": [report.sets["test"][0]]}, {"value": math.nan})
-    save_report(report, tmp_path / "report.json")
-    assert json.loads((tmp_path / "report.json").read_text())["description"]["value"] is None
-
-
-def test_the_plot(report, tmp_path):
-    plot_sweep(report, tmp_path / "sweep.png")
-    data = (tmp_path / "sweep.png").read_bytes()
-    assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
-    assert width > 1000 and height > 300
-
-
 def test_wrong_calls(model):
     tokenizer = tiny_tokenizer()
     for sets, strengths in (({}, (1.0,)), ({"a": tiny_questions()}, ())):
@@ -187,22 +141,22 @@ def test_position_accuracy_gap_and_bound(model):
     change = steered.measures["accuracy"].value - base.measures["accuracy"].value
     assert steered.measures["accuracy_change"].value == pytest.approx(change)
     assert abs(change) <= steered.accuracy_bound
-    assert "accuracy change (bound)" in format_table(results)
+    assert "acc. bound" in format_table(results, columns="all")
 
 
 def test_answers_in_text(model):
     """What is read is what the model writes greedily."""
     rows, tokenizer = tiny_questions() + RIGHT, tiny_tokenizer()
     texts = generate_texts(model, tokenizer, [encode_row(tokenizer, row) for row in rows], max_new_tokens=3)
-    for row, text in zip(rows, texts):
+    for row, text in zip(rows, texts, strict=True):
         ids = tokenizer(row["prompt"], return_tensors="pt")
         written = model.generate(**ids, do_sample=False, max_new_tokens=3)[0, ids["input_ids"].shape[1] :]
         assert tokenizer.decode(written, skip_special_tokens=True) == text
     result = sweep(model, tokenizer, {"a": rows}, (0.7,), answers="text", max_new_tokens=3).sets["a"][0]
-    given = [read_answer(text, row["answers"]) for row, text in zip(rows, texts)]
-    none = [g is None for g, row in zip(given, rows) if row["right"] is None]
+    given = [read_answer(text, row["answers"]) for row, text in zip(rows, texts, strict=True)]
+    none = [g is None for g, row in zip(given, rows, strict=True) if row["right"] is None]
     assert result.measures["abstention"].value == sum(none) / len(none)
-    right = [g == row["right"] for g, row in zip(given, rows) if row["right"] is not None]
+    right = [g == row["right"] for g, row in zip(given, rows, strict=True) if row["right"] is not None]
     assert result.measures["accuracy"].value == sum(right) / len(right)
     assert "kl" not in result.measures
     with pytest.raises(ValueError, match="answers='guess'"):
@@ -215,16 +169,18 @@ def test_nobody_answered():
     result = summarize(rows, nothing, 1.0)
     assert math.isnan(result.measures["bias"].value) and math.isnan(result.measures["gap"].value)
     assert result.measures["abstention"].value == 1
-    unambiguous = summarize(RIGHT, np.full((len(RIGHT), 2), -np.inf), 1.0)
+    silent = np.full((len(RIGHT), 2), -np.inf)
+    unambiguous = summarize(RIGHT, silent, 1.0, base=silent)
     assert unambiguous.measures["accuracy"].value == 0 and unambiguous.measures["right"].value == 0
+    assert unambiguous.measures["accuracy_change"].value == 0
 
 
 def test_one_sample_and_one_group():
     row = tiny_questions()[0]
     result = summarize([row], np.log([[0.7, 0.2]]), 1.0)
     assert result.measures["bias"].value == pytest.approx(5 / 9) and math.isnan(result.measures["bias"].standard_error)
-    same = [{**row, "meanings": ["pro", "pro"]}]
-    assert summarize(same, np.log([[0.7, 0.2]]), 1.0).measures["bias"].value == pytest.approx(1)
+    same = [{**row, "meanings": ["pro", "pro"]}]  # no answer could show the model to be fair: nothing is asked
+    assert math.isnan(summarize(same, np.log([[0.7, 0.2]]), 1.0).measures["bias"].value)
 
 
 @pytest.fixture(scope="module")
@@ -276,24 +232,3 @@ def test_calibration_that_cannot_be(model):
             calibrate_strength(model, tokenizer, rows, **budget)
     assert calibrate_strength(model, tokenizer, rows, max_kl=1e9).strength == 1
     assert calibrate_strength(model, tokenizer, rows, max_bias=2.0).strength == 0
-
-
-def test_csv_and_all_pictures(report, model, tmp_path):
-    save_csv(report, tmp_path / "report.csv")
-    with open(tmp_path / "report.csv", newline="") as file:
-        lines = list(csv.DictReader(file))
-    (line,) = [x for x in lines if (x["set"], x["strength"], x["measure"]) == ("test", "0.5", "bias")]
-    assert float(line["value"]) == report.sets["test"][1].measures["bias"].value
-    written = plot_report(report, tmp_path)
-    assert [p.name for p in written] == ["sweep.png", "pareto.png", "occupations.png"]
-    model.save_pretrained(tmp_path / "adapter")
-    plot_sites(read_adapter(tmp_path / "adapter")[1], tmp_path / "sites.png")
-    for path in (*written, tmp_path / "sites.png"):
-        picture = Image.open(path)
-        assert picture.width > 500 and len(picture.convert("L").getcolors()) > 20
-    only = Report({"a": report.sets["open"]})
-    assert [p.name for p in plot_report(only, tmp_path)] == ["sweep.png", "occupations.png"]
-    with pytest.raises(ValueError, match="no set"):
-        plot_occupations(report, tmp_path / "x.png", "nothing")
-    with pytest.raises(ValueError, match="no site"):
-        plot_sites({}, tmp_path / "x.png")

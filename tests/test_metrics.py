@@ -146,3 +146,119 @@ def test_difference():
     assert m.value == 0.5 and m.n == 4 and m.standard_error > 0
     for one in ([True, True], [False, False]):
         assert math.isnan(metrics.difference([1, 0], one, ["a", "b"]).value)
+
+
+COUPLES, FRAMES = 20, 10
+
+
+def couples(rng, noise):
+    """One sentence for each couple and frame, charged to both of its occupations: each leans as its couple does."""
+    lean = np.linspace(-0.6, 0.6, COUPLES)[:, None] * noise[0] + noise[1] * rng.normal(size=(COUPLES, FRAMES))
+    lean = np.repeat(np.clip(lean, -1, 1).ravel(), 2)
+    sentence = np.repeat(np.arange(COUPLES * FRAMES), 2)
+    names = [f"o{2 * (s // FRAMES) + side}" for s, side in zip(sentence, [0, 1] * (COUPLES * FRAMES), strict=True)]
+    return np.stack([(1 + lean) / 2, (1 - lean) / 2], 1), names, [f"s{s}" for s in sentence]
+
+
+def covered(measure, worlds, tolerance=0.15):
+    """The mean of the reported errors, in units of how far the values of many worlds really spread."""
+    found = [measure(*world) for world in worlds]
+    spread = np.std([m.value for m in found], ddof=1)
+    assert np.mean([m.standard_error for m in found]) == pytest.approx(spread, rel=tolerance)
+
+
+@pytest.mark.parametrize("noise", [(0, 0.3), (0.3, 0.3), (1, 0.3), (0, 0.05)])
+def test_the_standard_error_of_a_bias_covers_sentences_about_two_occupations(noise):
+    rng = np.random.default_rng(0)
+    worlds = [couples(rng, noise) for _ in range(300)]
+    covered(metrics.per_occupation_bias, worlds)
+    if not noise[0]:  # of couples that lean apart a question says more than its own sentence: see the mean
+        covered(lambda x, names, pairs: metrics.stereotype_gap(x, pairs), worlds)
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_the_standard_error_of_a_bias_of_few_sentences(n):
+    """20 occupations that lean far, n sentences of each."""
+    rng = np.random.default_rng(0)
+    names = [f"o{i % 20}" for i in range(20 * n)]
+    leans = np.linspace(0.3, 0.5, 20)[np.arange(20 * n) % 20] + 0.1 * rng.normal(size=(300, 20 * n))
+    worlds = [(np.stack([(1 + x) / 2, (1 - x) / 2], 1), names, [str(i) for i in range(20 * n)]) for x in leans]
+    covered(metrics.per_occupation_bias, worlds)
+
+
+def test_the_standard_error_of_first_choices_of_more_groups():
+    rng = np.random.default_rng(0)
+    names, pairs = [f"o{i % 12}" for i in range(360)], [str(i) for i in range(360)]
+    worlds = [(np.eye(3)[rng.choice(3, size=360, p=[0.6, 0.25, 0.15])], names, pairs) for _ in range(300)]
+    covered(metrics.per_occupation_bias, worlds)
+
+
+def test_the_standard_errors_of_the_other_measures():
+    """Clusters of one to four questions, as a world draws them."""
+    rng = np.random.default_rng(0)
+    sizes = np.arange(60) % 4 + 1
+    pairs = np.repeat([str(i) for i in range(60)], sizes)
+    right = np.arange(len(pairs)) % 3 == 0
+    worlds = []
+    for _ in range(300):
+        shared = np.repeat(rng.normal(size=60), sizes)
+        worlds.append(
+            (0.6 + shared + rng.normal(size=len(pairs)), 2 + 0.3 * shared + 0.1 * rng.normal(size=len(pairs)))
+        )
+    covered(lambda x, y: metrics.mean(x, pairs), worlds)
+    covered(lambda x, y: metrics.difference(x, right, pairs), worlds)
+    covered(lambda x, y: metrics.ratio(x, y, pairs), worlds)
+    covered(lambda x, y: metrics.position_preference(1 / (1 + np.exp(-x)), [2] * len(x), pairs), worlds)
+
+
+def test_one_sentence_for_each_occupation():
+    shares = np.array([[0.9, 0.1], [0.6, 0.4], [0.5, 0.5]])
+    found = metrics.per_occupation_bias(shares, list("abc"), list("xyz"))
+    assert found.standard_error == pytest.approx(np.std([0.8, 0.2, 0.0], ddof=1) / 3**0.5)
+    assert math.isnan(metrics.per_occupation_bias(shares[:1], ["a"], ["x"]).standard_error)
+
+
+def test_a_ratio_without_anything_below():
+    for below in ([0.0, 0.0], [1.0, math.inf]):
+        assert math.isnan(metrics.ratio([1.0, 2.0], below, ["a", "b"]).value)
+    assert math.isnan(metrics.mean([1.0, math.inf], ["a", "b"]).standard_error)
+
+
+@pytest.mark.parametrize(
+    ("masses", "offered"),
+    [([0.6, 0.1], 2), ([0.5, 0.3, 0.05], 3), ([0.4, 0.2, 0.0], 2), ([0.7, 0.3], 2), ([0.01, 0.02], 2)],
+)
+def test_the_least_kl_of_a_fair_distribution(masses, offered):
+    """Found by an optimiser over all distributions of the groups, equal ones, and of what is left in two parts."""
+    from scipy.optimize import minimize
+
+    rest = 1 - sum(masses)
+    base = np.array([*masses[:offered], 0.3 * rest + 1e-15, 0.7 * rest + 1e-15])
+
+    def kl(x):
+        free = np.exp(x - np.logaddexp.reduce(x))  # mass on the groups, and the two parts of the rest
+        q = np.array([*[free[0] / offered] * offered, *free[1:]])
+        return float((q * np.log(q / base)).sum())
+
+    best = minimize(kl, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-13, "maxiter": 5000})
+    found = metrics.least_kl(np.array([masses]), np.array([[True] * offered + [False] * (len(masses) - offered)]))
+    assert found[0] == pytest.approx(best.fun, abs=1e-7) and found[0] > 0
+    if offered == 2:  # no dearer than leaving the mass as it is
+        m, (p, q) = sum(masses), np.array(masses[:2]) / sum(masses[:2])
+        assert found[0] <= -m * math.log(4 * p * q) / 2 + 1e-12
+
+
+def test_the_least_kl_of_a_fair_base_is_nothing():
+    offered = np.ones((3, 2), dtype=bool)
+    found = metrics.least_kl(np.array([[0.3, 0.3], [0.4, 0.0], [1.0, 0.0]]), offered)
+    assert found[:2] == pytest.approx([0, -math.log(0.6)]) and math.isinf(found[2])
+
+
+def test_every_measure_has_its_words():
+    for name, kind in metrics.MEASURES.items():
+        assert (
+            kind.name == name and kind.title and kind.column and kind.about in ("ambiguous", "unambiguous", "neutral")
+        )
+        assert kind.floor is None or kind.floor in metrics.MEASURES
+    places = [kind.place for kind in metrics.MEASURES.values() if kind.place]
+    assert len(places) == len(set(places))

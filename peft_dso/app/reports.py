@@ -96,7 +96,7 @@ def measured_lines(results: Sequence[StrengthResult], strength: float) -> tuple[
         "abstention": "abstention",
         "accuracy": "accuracy",
         "kl": "KL",
-        "kl_neutral": "KL on neutral text",
+        "neutral_kl": "KL on neutral text",
     }
     shown = {key: title for key, title in columns.items() if any(key in r.measures for r in results)}
     lines = [

@@ -35,9 +35,13 @@ def add(commands: Any) -> None:
     measure.add_argument(
         "--answers", choices=("probabilities", "text"), default="probabilities", help="how to read them"
     )
+    measure.add_argument("--neutral", help="file of neutral texts of your own; default the package's")
+    measure.add_argument("--columns", choices=("main", "all"), default="main", help="of the table; all is wide")
     measure.add_argument("--seed", type=int, default=0, help="of the bootstraps")
     measure.add_argument("--tasks", help="tasks of lm-evaluation-harness, such as arc_easy,mmlu (extra: harness)")
     measure.add_argument("--task-limit", type=int, help="documents per task, for a quick look")
+    measure.add_argument("--num-fewshot", type=int, help="examples before each document; default the task's own")
+    measure.add_argument("--apply-chat-template", action="store_true", help="ask the tasks as a chat")
     measure.add_argument("--include-path", help="folder with task files of your own")
     measure.add_argument("--out", required=True, help="folder for the report")
     measure.set_defaults(run=run)
@@ -68,9 +72,10 @@ def _shown(name: str) -> str:
 
 
 def _questions(options: argparse.Namespace, model: Any, processor: Any, rows: list[Any], out: Path) -> None:
-    from ..evaluation import DSOStrength, format_table, knob_of, save_csv, save_report, sweep
+    from ..evaluation import DSOStrength, format_table, knob_of, save_csv, save_report, sweep, warnings_of
     from ..evaluation.plots import plot_report, plot_sites
     from ..inspect import read_adapter
+    from ..questions import neutral_texts, read_texts
 
     sources = [Path(source).name for source in options.questions]
     description = {
@@ -85,12 +90,15 @@ def _questions(options: argparse.Namespace, model: Any, processor: Any, rows: li
         processor,
         {name: rows},
         options.strengths,
+        neutral=neutral_texts("test") if options.neutral is None else read_texts(options.neutral),
         answers=options.answers,
         seed=options.seed,
         progress=True,
         description=description,
     )
-    say(f"\n{name}\n{format_table(report.sets[name])}\n")
+    say(f"\n{name}\n{format_table(report.sets[name], options.columns)}\n")
+    for warning in warnings_of(report):
+        say(warning)
     save_report(report, out / "report.json")
     save_csv(report, out / "report.csv")
     written = [out / "report.json", out / "report.csv", *plot_report(report, out)]
@@ -102,19 +110,22 @@ def _questions(options: argparse.Namespace, model: Any, processor: Any, rows: li
 
 def _tasks(options: argparse.Namespace, model: Any, processor: Any, out: Path) -> None:
     from ..evaluation.harness import evaluate_tasks, format_tasks
+    from ..evaluation.records import plain
 
     results = evaluate_tasks(
         model,
-        getattr(processor, "tokenizer", processor),
+        processor,
         options.tasks.split(","),
         options.strengths,
         limit=options.task_limit,
         include_path=options.include_path,
+        num_fewshot=options.num_fewshot,
+        apply_chat_template=options.apply_chat_template,
     )
     say(f"\nGeneral ability\n{format_tasks(results)}\n")
-    plain = {
+    values = {
         f"{w:g}": {key: {"value": m.value, "standard_error": m.standard_error, "n": m.n} for key, m in ms.items()}
         for w, ms in results.items()
     }
-    (out / "tasks.json").write_text(json.dumps(plain, indent=2) + "\n")
+    (out / "tasks.json").write_text(json.dumps(plain(values), indent=2, allow_nan=False) + "\n")
     say(f"Wrote {out / 'tasks.json'}")

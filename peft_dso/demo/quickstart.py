@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from ..evaluation import Report, format_table, save_report, sweep
+from ..evaluation import Report, format_table, save_report, sweep, warnings_of
 from ..evaluation.plots import plot_sweep
+from ..inspect import REPORT
 from ..objective.penalties import sparsity
-from ..questions import pronoun_questions, split_occupations
+from ..questions import neutral_texts, pronoun_questions, split_occupations
 from ..scoring import encode_question, score
 from ..training import DSOTrainer, DSOTrainerConfig
 from ..tuner import DSOConfig, DSOLayer
@@ -170,6 +171,7 @@ def run(output_dir: str | os.PathLike[str], say: Callable[[str], None], **change
         loaded,
         tokenizer,
         test,
+        neutral=neutral_texts("test"),
         progress=True,
         description={
             "model": "SmolLM2-135M-Instruct",
@@ -182,8 +184,11 @@ def run(output_dir: str | os.PathLike[str], say: Callable[[str], None], **change
     )
     for name, results in report.sets.items():
         say(f"\n{name}\n{format_table(results)}")
+    for warning in warnings_of(report):
+        say(f"\n{warning}")
     report.description["seconds"] = round(time.monotonic() - begin, 1)
     save_report(report, output / "report.json")
+    save_report(report, adapter / REPORT)
     plot_sweep(report, output / "sweep.png")
     (output / "training_log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
     say(f"\nWrote {output / 'report.json'} and {output / 'sweep.png'} after {report.description['seconds']:.0f} s")

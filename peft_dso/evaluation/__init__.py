@@ -3,8 +3,10 @@
 from .calibrate import Calibration, calibrate_strength
 from .generated import generate_texts, generated_answers
 from .knob import AdapterScaling, AdapterSwitch, BareModel, DSOStrength, Knob, Prompting, knob_of
+from .records import Record, load_records, records_of, save_records
 from .report import format_table, load_report, save_csv, save_report
 from .sweep import Report, StrengthResult, summarize, sweep
+from .warnings import warnings_of
 
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "DSOStrength",
     "Knob",
     "Prompting",
+    "Record",
     "Report",
     "StrengthResult",
     "calibrate_strength",
@@ -22,9 +25,13 @@ __all__ = [
     "generate_texts",
     "generated_answers",
     "knob_of",
+    "load_records",
     "load_report",
+    "records_of",
     "save_csv",
+    "save_records",
     "save_report",
     "summarize",
     "sweep",
+    "warnings_of",
 ]

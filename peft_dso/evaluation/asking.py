@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import numpy as np
@@ -10,8 +11,83 @@ import torch
 from torch import nn
 
 from ..objective.penalties import kl_divergence
-from ..scoring import EncodedQuestion, batches, evaluating, reads_tries, score_batch
+from ..scoring import EncodedQuestion, Scores, batches, evaluating, prepare, reads_tries, score_prepared
 from .knob import Knob, knob_of
+
+
+@dataclass
+class Said:
+    """
+    What a model says at one strength.
+
+    Args:
+        answers (`np.ndarray`): log-probabilities of the answers, shape `(questions, answers)`, -inf where a question
+            has fewer.
+        abstained (`np.ndarray`): log-probability of the named abstentions, shape `(questions,)`.
+        kl (`np.ndarray`, *optional*): the exact KL to strength 0 of the next-token distribution where the answer is
+            decided, shape `(questions,)`.
+    """
+
+    answers: np.ndarray
+    abstained: np.ndarray
+    kl: Optional[np.ndarray] = None
+
+    def fill(self, numbers: list[int], scores: Scores, base: torch.Tensor) -> None:
+        """Note the scores of some of the questions, given the base's distributions where they are decided."""
+        self.answers[numbers, : scores.answers.shape[1]] = scores.answers.double().cpu().numpy()
+        self.abstained[numbers] = scores.abstentions.double().cpu().numpy()
+        if self.kl is not None:  # exactly 0 for the base itself
+            self.kl[numbers] = kl_divergence(scores.decision, base).cpu().numpy()
+
+
+def ask(
+    model: nn.Module,
+    encoded: Sequence[EncodedQuestion],
+    strengths: Sequence[float],
+    *,
+    knob: Optional[Knob] = None,
+    rewritten: Optional[Sequence[EncodedQuestion]] = None,
+    progress: Callable[[int], Any] = lambda n: None,
+    batch_tokens: int = 1024,
+) -> dict[float, Said]:
+    """
+    What a model says at several strengths, batch by batch, so that no distribution is kept.
+
+    Args:
+        model (`nn.Module`): a model; its strength is restored afterwards.
+        encoded (`Sequence[EncodedQuestion]`): questions.
+        strengths (`Sequence[float]`): the strengths.
+        knob (`Knob`, *optional*): what is turned; default [`knob_of`] the model.
+        rewritten (`Sequence[EncodedQuestion]`, *optional*): the questions as the knob asks them at any other strength
+            than 0; default as they are.
+        progress (`Callable`): called with the number of questions done.
+        batch_tokens (`int`, defaults to 1024): tokens per batch.
+
+    Returns:
+        `dict[float, Said]`: by strength; strength 0 is always there.
+    """
+    knob = knob_of(model) if knob is None else knob
+    turned = encoded if rewritten is None else rewritten
+    order = list(dict.fromkeys([0.0, *strengths]))
+    shape = len(encoded), max(len(question.answers) for question in encoded)
+    said = {w: Said(np.full(shape, -np.inf), np.full(shape[0], -np.inf), np.zeros(shape[0])) for w in order}
+    with evaluating(model), torch.no_grad():
+        packed = True
+        for w in {0.0, max(order, key=abs)}:  # an adapter such as a soft prompt may not take what its base takes
+            with knob.at(w):
+                packed = packed and reads_tries(model, turned if w else encoded)
+        for numbers in batches(encoded, batch_tokens):
+            prepared = prepare([encoded[n] for n in numbers], packed)  # laid out once for all strengths
+            other = prepared if rewritten is None else prepare([turned[n] for n in numbers], packed)
+            base = torch.empty(0)
+            for w in order:
+                with knob.at(w):
+                    scores = score_prepared(model, other if w else prepared)
+                if w == 0:
+                    base = scores.decision
+                said[w].fill(numbers, scores, base)
+                progress(len(numbers))
+    return said
 
 
 def answer_log_probs(
@@ -20,47 +96,7 @@ def answer_log_probs(
     strengths: Sequence[float],
     progress: Callable[[int], Any] = lambda n: None,
     batch_tokens: int = 1024,
-    *,
-    knob: Optional[Knob] = None,
-    rewritten: Optional[Sequence[EncodedQuestion]] = None,
 ) -> tuple[dict[float, np.ndarray], dict[float, np.ndarray]]:
-    """
-    What a model says at several strengths, batch by batch, so that no distribution is kept.
-
-    Args:
-        model (`nn.Module`): a model; its strength is restored afterwards.
-        encoded (`Sequence[EncodedQuestion]`): questions.
-        strengths (`Sequence[float]`): the strengths.
-        progress (`Callable`): called with the number of questions done.
-        batch_tokens (`int`, defaults to 1024): tokens per batch.
-        knob (`Knob`, *optional*): what is turned; default [`knob_of`] the model.
-        rewritten (`Sequence[EncodedQuestion]`, *optional*): the questions as the knob asks them at any other strength
-            than 0; default as they are.
-
-    Returns:
-        By strength, the log-probabilities of the answers, shape `(questions, answers)`, and the exact KL to strength 0
-        of the next-token distribution where the answer is decided, shape `(questions,)`; strength 0 is always there.
-    """
-    knob = knob_of(model) if knob is None else knob
-    order = list(dict.fromkeys([0.0, *strengths]))
-    asked = {w: encoded if w == 0 or rewritten is None else rewritten for w in order}
-    widest = max(len(question.answers) for question in encoded)
-    said = {w: np.full((len(encoded), widest), -np.inf) for w in order}
-    kl = {w: np.zeros(len(encoded)) for w in order}
-    with evaluating(model), torch.no_grad():
-        packed = True
-        for w in {0.0, max(order, key=abs)}:  # an adapter such as a soft prompt may not take what its base takes
-            with knob.at(w):
-                packed = packed and reads_tries(model, asked[w])
-        for numbers in batches(encoded, batch_tokens):
-            base = torch.empty(0)
-            for w in order:
-                with knob.at(w):
-                    scores = score_batch(model, [asked[w][number] for number in numbers], packed)
-                said[w][numbers, : scores.answers.shape[1]] = scores.answers.double().cpu().numpy()
-                if w == 0:
-                    base = scores.decision
-                else:
-                    kl[w][numbers] = kl_divergence(scores.decision, base).cpu().numpy()
-                progress(len(numbers))
-    return said, kl
+    """[`ask`] in the form of earlier versions: by strength the log-probabilities of the answers, and the KL."""
+    said = ask(model, encoded, strengths, progress=progress, batch_tokens=batch_tokens)
+    return {w: x.answers for w, x in said.items()}, {w: x.kl for w, x in said.items() if x.kl is not None}

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..answers import read_answer
+from ..questions.schema import abstention_forms, answer_forms
 from ..scoring import (
     EncodedQuestion,
     PicturedQuestion,
@@ -63,13 +64,17 @@ def generate_texts(
                     inputs = pictured_inputs(processor, [encoded[n] for n in batch])  # type: ignore[misc]
                 else:
                     inputs = dict(
-                        zip(("input_ids", "attention_mask"), left_padded([encoded[n].prompt for n in batch], pad))
+                        zip(
+                            ("input_ids", "attention_mask"),
+                            left_padded([encoded[n].prompt for n in batch], pad),
+                            strict=True,
+                        )
                     )
                 inputs = on_model(inputs, model)
                 settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": pad}
                 written: Any = model.generate(**inputs, **{**settings, **generate_kwargs})  # type: ignore[operator]
                 new = written[:, inputs["input_ids"].shape[1] :]
-                for number, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True)):
+                for number, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
                     texts[number] = text
                 progress(len(batch))
     return texts
@@ -83,7 +88,7 @@ def generated_answers(
     progress: Callable[[int], Any] = lambda n: None,
 ) -> np.ndarray:
     """
-    Which answers a model gives in words.
+    Which answers a model gives in words, in any of their forms.
 
     Args:
         model (`nn.Module`): a model with `generate`.
@@ -96,11 +101,32 @@ def generated_answers(
         `np.ndarray`: as log-probabilities, shape `(questions, answers)`: 0 for the answer given and -inf for the
         others; all -inf where none was given, or several.
     """
+    return generated(model, processor, rows, max_new_tokens, progress)[0]
+
+
+def generated(
+    model: nn.Module,
+    processor: Any,
+    rows: Sequence[Mapping[str, Any]],
+    max_new_tokens: int = 16,
+    progress: Callable[[int], Any] = lambda n: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    [`generated_answers`], and which questions were answered by a named abstention.
+
+    Returns:
+        As log-probabilities, the answers, shape `(questions, answers)`, and the named abstentions, shape
+        `(questions,)`.
+    """
     encoded = [encode_row(processor, row) for row in rows]
     said = np.full((len(rows), max(len(row["answers"]) for row in rows)), -np.inf)
+    abstained = np.full(len(rows), -np.inf)
     texts = generate_texts(model, processor, encoded, max_new_tokens, progress=progress)
-    for number, (row, text) in enumerate(zip(rows, texts)):
-        given = read_answer(text, row["answers"])
-        if given is not None:
+    for number, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        named = abstention_forms(row)
+        given = read_answer(text, [*answer_forms(row), *([named] if named else [])])
+        if given == len(row["answers"]):
+            abstained[number] = 0.0
+        elif given is not None:
             said[number, given] = 0.0
-    return said
+    return said, abstained

@@ -1,4 +1,4 @@
-"""General ability, measured by lm-evaluation-harness with the adapter at each strength as its model."""
+"""General ability, measured by lm-evaluation-harness with the model at each strength."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .report import aligned
 
 def evaluate_tasks(
     model: nn.Module,
-    tokenizer: Any,
+    processor: Any,
     tasks: Sequence[str],
     strengths: Optional[Sequence[float]] = None,
     *,
@@ -22,27 +22,33 @@ def evaluate_tasks(
     limit: Optional[int] = None,
     include_path: Optional[str] = None,
     batch_size: int = 8,
+    num_fewshot: Optional[int] = None,
+    apply_chat_template: bool = False,
 ) -> dict[float, dict[str, Measure]]:
     """
     Run tasks of lm-evaluation-harness at several strengths.
 
     Args:
         model (`nn.Module`): a model, with an adapter or without; its strength is restored afterwards.
-        tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
+        processor (`PreTrainedTokenizerBase` or `ProcessorMixin`): its tokenizer, or its processor for tasks with
+            pictures.
         tasks (`Sequence[str]`): names of the harness's tasks.
         strengths (`Sequence[float]`, *optional*): the strengths; default those that suit the knob.
         knob (`Knob`, *optional*): what they turn; default [`~peft_dso.evaluation.knob.knob_of`] the model.
         limit (`int`, *optional*): documents per task, for a quick look.
         include_path (`str`, *optional*): folder with task files of one's own.
         batch_size (`int`, defaults to 8): documents per batch.
+        num_fewshot (`int`, *optional*): examples before each document; default the task's own number.
+        apply_chat_template (`bool`, defaults to `False`): ask as a chat.
 
     Returns:
         `dict[float, dict[str, Measure]]`: by strength and `"task/metric"`, with the harness's own standard error.
 
     Raises:
         ImportError: lm-evaluation-harness is missing.
-        ValueError: no task is given, the harness does not know one, or the knob rewrites questions and has no
-            `system_instruction` that would do the same to the tasks.
+        ValueError: no task is given, the harness does not know one, there is no chat template for a chat, a task has
+            pictures and the model reads none, or the knob rewrites questions and has no `system_instruction` that
+            would do the same to the tasks.
     """
     knob = knob_of(model) if knob is None else knob
     strengths = checked_strengths(knob, strengths)
@@ -53,7 +59,6 @@ def evaluate_tasks(
         )
     try:
         import lm_eval
-        from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ImportError(
@@ -63,27 +68,56 @@ def evaluate_tasks(
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown or not tasks:
         raise ValueError(f"lm-evaluation-harness knows no task {unknown[0]!r}." if unknown else "No task is given.")
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if apply_chat_template and not (getattr(processor, "chat_template", None) or tokenizer.chat_template):
+        raise ValueError(f"{type(processor).__name__} has no chat template: leave apply_chat_template out.")
+    wrapped = _wrapped(model, processor, batch_size)
     found: dict[float, dict[str, Measure]] = {}
     for strength in strengths:
         with knob.at(strength):
-            results = lm_eval.simple_evaluate(
+            results: Any = lm_eval.simple_evaluate(
                 wrapped,
                 tasks=list(tasks),
                 limit=limit,
                 task_manager=manager,
                 bootstrap_iters=1000,
+                num_fewshot=num_fewshot,
+                apply_chat_template=apply_chat_template,
                 system_instruction=instruction if strength else None,
             )
-        found[strength] = {}
-        for task, values in results["results"].items():
-            n = results.get("n-samples", {}).get(task, {}).get("effective", 0)
-            for key, value in values.items():
-                metric, _, kind = key.partition(",")
-                if isinstance(value, (int, float)) and kind and not metric.endswith("_stderr"):
-                    spread = values.get(f"{metric}_stderr,{kind}")
-                    spread = float(spread) if isinstance(spread, (int, float)) else float("nan")
-                    found[strength][f"{task}/{metric}"] = Measure(float(value), spread, int(n))
+        found[strength] = _measures(results)
+    return found
+
+
+def _wrapped(model: nn.Module, processor: Any, batch_size: int) -> Any:
+    """The harness's own model: the multimodal one where the processor reads pictures, for tasks of text too."""
+    if getattr(processor, "image_processor", None) is None:
+        from lm_eval.models.huggingface import HFLM
+
+        return HFLM(pretrained=model, tokenizer=processor, batch_size=batch_size)
+    from lm_eval.models.hf_vlms import HFMultimodalLM
+
+    class Pictured(HFMultimodalLM):  # type: ignore[misc]
+        """Takes the processor that is here; the parent would load one by the model's name."""
+
+        def _create_tokenizer(self, *args: Any, **kwargs: Any) -> None:
+            self.processor = processor
+            self.tokenizer = processor.tokenizer
+
+    return Pictured(pretrained=model, batch_size=batch_size)
+
+
+def _measures(results: Any) -> dict[str, Measure]:
+    """The metrics of the harness's results, with its standard errors."""
+    found = {}
+    for task, values in results["results"].items():
+        n = results.get("n-samples", {}).get(task, {}).get("effective", 0)
+        for key, value in values.items():
+            metric, _, kind = key.partition(",")
+            if isinstance(value, (int, float)) and kind and not metric.endswith("_stderr"):
+                spread = values.get(f"{metric}_stderr,{kind}")
+                spread = float(spread) if isinstance(spread, (int, float)) else float("nan")
+                found[f"{task}/{metric}"] = Measure(float(value), spread, int(n))
     return found
 
 

@@ -1,276 +1,250 @@
 """
-Measures of bias and ability, as pure functions of what a model answered.
+The measures: what each is called, how it reads, and how it is computed from what a model said.
 
-Each gives a value, its standard error and the number of questions behind it. The standard error is a bootstrap over
-pairs (questions that belong together are drawn together), seeded. Nothing to measure gives NaN, never 0: "no data" is
-not "no bias".
+A new measure is one entry of `MEASURES`; the table, CSV, pictures and card take their words from it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Optional
 
 import numpy as np
 
+from .answered import Answered
+from .bias import (
+    corrected_bias,
+    noise_floor,
+    occupation_biases,
+    per_occupation_bias,
+    position_preference,
+    stereotype_gap,
+)
+from .bootstrap import BOOTSTRAP, Measure, difference, mean, ratio
+from .costs import capability_bound, least_kl
 
-BOOTSTRAP = 500
+
+__all__ = [
+    "BOOTSTRAP",
+    "MEASURES",
+    "Measure",
+    "MeasureKind",
+    "capability_bound",
+    "corrected_bias",
+    "difference",
+    "least_kl",
+    "mean",
+    "measure_all",
+    "noise_floor",
+    "occupation_biases",
+    "per_occupation_bias",
+    "position_preference",
+    "ratio",
+    "stereotype_gap",
+]
 
 
 @dataclass(frozen=True)
-class Measure:
+class MeasureKind:
     """
-    A measured value.
+    One kind of measure.
 
     Args:
-        value (`float`): NaN where nothing could be measured.
-        standard_error (`float`): NaN where fewer than two pairs were measured.
-        n (`int`): number of questions.
+        name (`str`): in reports.
+        title (`str`): in pictures and cards.
+        column (`str`): above a column of a table.
+        about (`str`): what is measured on: `"ambiguous"` or `"unambiguous"` questions, or `"neutral"` texts.
+        lower_is_better (`bool`, *optional*): `None` where neither is better.
+        compute (`Callable[[Answered], Optional[Measure]]`): `None` where there is nothing to measure it on.
+        unit (`str`, defaults to `"share"`): of its values.
+        floor (`str`, *optional*): the measure that says what a fair model would show.
+        place (`int`, *optional*): in the table that does not show all.
+        published (`bool`, defaults to `False`): whether a model card's metadata has it.
+        digits (`int`, defaults to 3): behind the point.
     """
 
-    value: float
-    standard_error: float
-    n: int
-
-    def __format__(self, spec: str) -> str:
-        spec = spec or ".3f"
-        return f"{self.value:{spec}} ± {self.standard_error:{spec}}"
-
-
-def _bootstrap(
-    pairs: Sequence[str], strata: Sequence[str], statistic: Callable[[np.ndarray], float], seed: int
-) -> float:
-    """Standard deviation of `statistic(rows)` over draws of whole pairs within each stratum, with replacement."""
-    rows_of: dict[tuple[str, str], list[int]] = {}
-    for row, key in enumerate(zip(strata, pairs)):
-        rows_of.setdefault(key, []).append(row)
-    by_stratum: dict[str, list[np.ndarray]] = {}
-    for (stratum, _), rows in rows_of.items():
-        by_stratum.setdefault(stratum, []).append(np.array(rows))
-    if len(rows_of) < 2:
-        return math.nan
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(BOOTSTRAP):
-        drawn = [
-            np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
-            for groups in by_stratum.values()
-        ]
-        values.append(statistic(np.concatenate(drawn)))
-    return float(np.nanstd(values, ddof=1))
+    name: str
+    title: str
+    column: str
+    about: str
+    lower_is_better: Optional[bool]
+    compute: Callable[[Answered], Optional[Measure]]
+    unit: str = "share"
+    floor: Optional[str] = None
+    place: Optional[int] = None
+    published: bool = False
+    digits: int = 3
 
 
-def mean(values: Sequence[float] | np.ndarray, pairs: Sequence[str], seed: int = 0) -> Measure:
+def _bias(said: Answered, first_choice: bool) -> Measure:
+    shares, occupations, pairs, fair = said.shares_of(first_choice)
+    return per_occupation_bias(shares, occupations, pairs, said.seed, fair)
+
+
+def _floor(said: Answered, first_choice: bool) -> Measure:
+    return Measure(said.floor(first_choice), math.nan, len(said.ambiguous))
+
+
+def _corrected(said: Answered, first_choice: bool) -> Measure:
+    return corrected_bias(_bias(said, first_choice), said.floor(first_choice))
+
+
+def _gap(said: Answered, first_choice: bool) -> Optional[Measure]:
+    shares, _, pairs, _ = said.shares_of(first_choice)
+    return stereotype_gap(shares, pairs, said.seed) if said.groups == ("pro", "anti") else None
+
+
+def _position(said: Answered) -> Optional[Measure]:
+    chosen = said.placed
+    if not len(chosen):
+        return None
+    share = [said.answers[i, said.rows[i]["first"]] for i in chosen]
+    counts = [len(said.rows[i]["answers"]) for i in chosen]
+    return position_preference(share, counts, said.pairs(chosen), said.seed)
+
+
+def _mean(said: Answered, values: Optional[np.ndarray], chosen: np.ndarray) -> Optional[Measure]:
+    """The mean of a number per question over some of them."""
+    if values is None or not len(chosen):
+        return None
+    return mean(values[chosen], said.pairs(chosen), said.seed)
+
+
+def _mass(said: Answered) -> np.ndarray:
+    return np.exp(said.log_probs).sum(axis=1)
+
+
+def _named(said: Answered) -> Optional[np.ndarray]:
+    return None if said.abstained is None else np.exp(said.abstained)
+
+
+def _other(said: Answered) -> Optional[np.ndarray]:
+    named = _named(said)
+    return None if named is None else np.clip(1 - _mass(said) - named, 0, 1)
+
+
+def _least(said: Answered) -> np.ndarray:
+    # Of a question whose answers all mean one group nothing is asked.
+    return np.where(said.offered.sum(axis=1) > 1, least_kl(said.masses, said.offered), 0.0)
+
+
+def _kl_ratio(said: Answered) -> Optional[Measure]:
+    chosen = said.ambiguous
+    if said.kl is None or not _least(said)[chosen].sum() > 1e-9:  # a base that is fair as it is
+        return None
+    return ratio(said.kl[chosen], _least(said)[chosen], said.pairs(chosen), said.seed)
+
+
+def _accuracy_change(said: Answered) -> Optional[Measure]:
+    if said.base is None:
+        return None
+    changes = said.correct.astype(float) - said.base_correct
+    return mean(changes, said.pairs(said.unambiguous), said.seed)
+
+
+def _accuracy_gap(said: Answered) -> Optional[Measure]:
+    pro = [said.rows[i]["meanings"][said.right[i]] == "pro" for i in said.unambiguous]
+    if said.groups != ("pro", "anti") or not any(pro) or all(pro):
+        return None
+    return difference(said.correct, pro, said.pairs(said.unambiguous), said.seed)
+
+
+def _right(said: Answered, of_all: bool) -> Measure:
+    chosen = said.unambiguous
+    p = np.exp(said.log_probs) if of_all else np.nan_to_num(said.answers)
+    return mean(p[chosen, said.right[chosen]], said.pairs(chosen), said.seed)
+
+
+def _bound(said: Answered) -> Optional[Measure]:
+    found = _mean(said, said.kl, said.unambiguous)
+    return None if found is None else Measure(capability_bound(found.value), math.nan, found.n)
+
+
+def _neutral_kl(said: Answered) -> Optional[Measure]:
+    cost = said.neutral
+    if cost is None:
+        return None
+    return ratio(cost.kl, cost.tokens, [str(i) for i in range(len(cost.kl))], said.seed)
+
+
+def _neutral_ppl_change(said: Answered) -> Optional[Measure]:
+    cost = said.neutral
+    if cost is None:
+        return None
+    more = ratio(cost.loss - cost.base_loss, cost.tokens, [str(i) for i in range(len(cost.kl))], said.seed)
+    return Measure(math.expm1(more.value), math.exp(more.value) * more.standard_error, more.n)
+
+
+_AMBIGUOUS = (
+    MeasureKind("bias", "per-occupation bias (probabilities)", "bias", "ambiguous", True,
+                lambda said: _bias(said, False), floor="noise_floor", place=1, published=True),
+    MeasureKind("bias_first_choice", "per-occupation bias (first choices)", "first choices", "ambiguous", True,
+                lambda said: _bias(said, True), floor="noise_floor_first_choice", place=2, published=True),
+    MeasureKind("bias_corrected", "per-occupation bias (probabilities) above its floor", "above floor", "ambiguous",
+                True, lambda said: _corrected(said, False)),
+    MeasureKind("bias_first_choice_corrected", "per-occupation bias (first choices) above its floor",
+                "first above floor", "ambiguous", True, lambda said: _corrected(said, True)),
+    MeasureKind("noise_floor", "per-occupation bias of a fair model (probabilities)", "floor", "ambiguous", None,
+                lambda said: _floor(said, False)),
+    MeasureKind("noise_floor_first_choice", "per-occupation bias of a fair model (first choices)", "floor",
+                "ambiguous", None, lambda said: _floor(said, True)),
+    MeasureKind("gap", "stereotype gap", "gap", "ambiguous", None, lambda said: _gap(said, False), published=True),
+    MeasureKind("gap_first_choice", "stereotype gap (first choices)", "first gap", "ambiguous", None,
+                lambda said: _gap(said, True)),
+    MeasureKind("position", "preference for the answer named first", "position", "ambiguous", None, _position),
+    MeasureKind("abstention", "abstention", "abstention", "ambiguous", True,
+                lambda said: _mean(said, 1 - _mass(said), said.ambiguous), place=4, published=True),
+    MeasureKind("mass", "probability left on the named answers", "mass", "ambiguous", False,
+                lambda said: _mean(said, _mass(said), said.ambiguous)),
+    MeasureKind("abstention_named", "named ways of not answering", "named abst.", "ambiguous", True,
+                lambda said: _mean(said, _named(said), said.named)),
+    MeasureKind("other", "neither a named answer nor a named abstention", "other", "ambiguous", True,
+                lambda said: _mean(said, _other(said), said.named)),
+    MeasureKind("kl", "KL to the base model", "KL", "ambiguous", True,
+                lambda said: _mean(said, said.kl, said.ambiguous), unit="nats", place=5, published=True),
+    MeasureKind("least_kl", "least KL that fairness per question needs", "least KL", "ambiguous", None,
+                lambda said: _mean(said, None if said.kl is None else _least(said), said.ambiguous), unit="nats"),
+    MeasureKind("kl_ratio", "KL as a multiple of the least that fairness needs", "KL / least", "ambiguous", True,
+                _kl_ratio, unit="multiple"),
+)  # fmt: skip
+_UNAMBIGUOUS = (
+    MeasureKind("accuracy", "unambiguous accuracy", "accuracy", "unambiguous", False,
+                lambda said: mean(said.correct, said.pairs(said.unambiguous), said.seed), place=3, published=True),
+    MeasureKind("accuracy_change", "change of the unambiguous accuracy", "acc. change", "unambiguous", False,
+                _accuracy_change),
+    MeasureKind("accuracy_gap", "accuracy where the right answer is pro less where it is anti", "accuracy gap",
+                "unambiguous", None, _accuracy_gap),
+    MeasureKind("right", "probability of the right answer", "p(right)", "unambiguous", False,
+                lambda said: _right(said, False)),
+    MeasureKind("right_of_all", "probability of the right answer among all continuations", "p(right) of all",
+                "unambiguous", False, lambda said: _right(said, True)),
+    MeasureKind("kl_unambiguous", "KL to the base model on unambiguous questions", "KL unamb.", "unambiguous", True,
+                lambda said: _mean(said, said.kl, said.unambiguous), unit="nats"),
+    MeasureKind("accuracy_bound", "how far theorem 2 lets the accuracy move", "acc. bound", "unambiguous", None,
+                _bound),
+)  # fmt: skip
+_NEUTRAL = (
+    MeasureKind("neutral_kl", "KL per token on neutral text", "neutral KL", "neutral", True, _neutral_kl,
+                unit="nats per token", place=6, published=True, digits=4),
+    MeasureKind("neutral_ppl_change", "relative change of the perplexity of neutral text", "perplexity", "neutral",
+                True, _neutral_ppl_change, unit="relative change", digits=4),
+)  # fmt: skip
+
+MEASURES: dict[str, MeasureKind] = {kind.name: kind for kind in (*_AMBIGUOUS, *_UNAMBIGUOUS, *_NEUTRAL)}
+
+
+def measure_all(said: Answered) -> dict[str, Measure]:
     """
-    The mean of one number per question, such as an accuracy, an abstention or a KL.
+    All measures for which there is something to measure, by name.
 
     Args:
-        values (`Sequence[float]`): one per question.
-        pairs (`Sequence[str]`): the pair that each question belongs to.
-        seed (`int`, defaults to 0): of the bootstrap.
+        said (`Answered`): what a model said at one strength.
 
     Returns:
-        `Measure`: NaN for no question.
+        `dict[str, Measure]`: in the order of `MEASURES`.
     """
-    x = np.asarray(values, dtype=float)
-    if not len(x):
-        return Measure(math.nan, math.nan, 0)
-    return Measure(float(x.mean()), _bootstrap(pairs, [""] * len(x), lambda rows: float(x[rows].mean()), seed), len(x))
-
-
-def _occupation_means(x: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
-    """Means of `x`, shape `(questions, k)`, per occupation: shape `(count, k)`; rows of NaN are left out."""
-    answered = ~np.isnan(x).any(axis=1)
-    sums = np.zeros((count, x.shape[1]))
-    np.add.at(sums, index[answered], x[answered])
-    n = np.bincount(index[answered], minlength=count)
-    return sums / np.where(n, n, np.nan)[:, None]
-
-
-def per_occupation_bias(
-    shares: np.ndarray, occupations: Sequence[str], pairs: Sequence[str], seed: int = 0
-) -> Measure:
-    """
-    Mean over the occupations of sum_g |p_g - 1/k|; for two groups |Pr[pro | o] - Pr[anti | o]| (paper, section 3).
-
-    Args:
-        shares (`np.ndarray`): per question the groups' shares among the answers, shape `(questions, k)`:
-            probabilities, or 1 for the first choice and 0 for the others. NaN where the model abstained.
-        occupations (`Sequence[str]`): one per question.
-        pairs (`Sequence[str]`): the pair that each question belongs to.
-        seed (`int`, defaults to 0): of the bootstrap.
-
-    Returns:
-        `Measure`: occupations for which nothing was answered are left out; NaN if that is all of them.
-    """
-    x = np.asarray(shares, dtype=float)
-    if not len(x):
-        return Measure(math.nan, math.nan, 0)
-    names, index = np.unique(np.asarray(occupations), return_inverse=True)
-
-    def statistic(rows: np.ndarray) -> float:
-        means = _occupation_means(x[rows], index[rows], len(names))
-        biases = np.abs(means - 1 / x.shape[1]).sum(axis=1)
-        return float(np.nanmean(biases)) if not np.isnan(biases).all() else math.nan
-
-    return Measure(statistic(np.arange(len(x))), _bootstrap(pairs, occupations, statistic, seed), len(x))
-
-
-def occupation_biases(shares: np.ndarray, occupations: Sequence[str]) -> dict[str, float]:
-    """
-    The imbalance of each occupation: Pr[pro | o] - Pr[anti | o], signed, for two groups; sum_g |p_g - 1/k| for more.
-
-    Args:
-        shares (`np.ndarray`): per question the groups' shares, shape `(questions, k)`; NaN where the model abstained.
-        occupations (`Sequence[str]`): one per question.
-
-    Returns:
-        `dict[str, float]`: by occupation, NaN where nothing was answered.
-    """
-    x = np.asarray(shares, dtype=float)
-    names, index = np.unique(np.asarray(occupations), return_inverse=True)
-    means = _occupation_means(x, index, len(names))
-    if x.shape[1] == 2:
-        return {str(name): float(pro - anti) for name, (pro, anti) in zip(names, means)}
-    return {str(name): float(np.abs(row - 1 / x.shape[1]).sum()) for name, row in zip(names, means)}
-
-
-def stereotype_gap(shares: np.ndarray, pairs: Sequence[str], seed: int = 0) -> Measure:
-    """
-    Pr[pro] - Pr[anti] over all questions, signed. It can be 0 for an unfair model, whose biases cancel.
-
-    Args:
-        shares (`np.ndarray`): pro and anti per question, shape `(questions, 2)`; NaN where the model abstained.
-        pairs (`Sequence[str]`): the pair that each question belongs to.
-        seed (`int`, defaults to 0): of the bootstrap.
-
-    Returns:
-        `Measure`: NaN if nothing was answered.
-    """
-    x = np.asarray(shares, dtype=float)
-    answered = ~np.isnan(x).any(axis=1) if len(x) else np.zeros(0, dtype=bool)
-    return mean(x[answered, 0] - x[answered, 1] if len(x) else [], [p for p, a in zip(pairs, answered) if a], seed)
-
-
-def noise_floor(
-    shares: np.ndarray, occupations: Sequence[str], pairs: Sequence[str], seed: int = 0, draws: int = 1000
-) -> float:
-    """
-    What [`per_occupation_bias`] would show for a fair model on the same questions: the fair model leans
-    as strongly as the measured one leans from its occupation's mean, but to a side that a coin chooses for each pair.
-
-    |p_pro - p_anti| is never negative, so that few questions show a bias where there is none.
-
-    Args:
-        shares (`np.ndarray`): per question the groups' shares, shape `(questions, k)`; NaN where the model abstained.
-        occupations (`Sequence[str]`): one per question.
-        pairs (`Sequence[str]`): the pair that each question belongs to.
-        seed (`int`, defaults to 0): of the coins.
-        draws (`int`, defaults to 1000): number of simulated measurements.
-
-    Returns:
-        `float`: NaN if no occupation has two answered pairs.
-    """
-    x = np.asarray(shares, dtype=float)
-    answered = ~np.isnan(x).any(axis=1)
-    rng = np.random.default_rng(seed)
-    floors = []
-    for name in sorted(set(occupations)):
-        chosen = (np.asarray(occupations) == name) & answered
-        mine = x[chosen]
-        names, pair = np.unique(np.asarray(pairs)[chosen], return_inverse=True)
-        if len(names) < 2:
-            continue
-        # One-hot choices of a fair model are coin flips; a probability's own lean is what is left around the mean.
-        choices = bool(np.isin(mine, (0.0, 1.0)).all())
-        spread = mine - 1 / x.shape[1] if choices else mine - mine.mean(axis=0)
-        if not choices:
-            spread = spread * math.sqrt(len(names) / (len(names) - 1))
-        signs = rng.choice((-1.0, 1.0), size=(draws, len(names)))
-        means = np.einsum("dq,qk->dk", signs[:, pair], spread) / len(mine)
-        floors.append(float(np.abs(means).sum(axis=1).mean()))
-    return float(np.mean(floors)) if floors else math.nan
-
-
-def corrected_bias(bias: Measure, floor: float) -> Measure:
-    """
-    A per-occupation bias less what a fair model would show: sqrt(bias^2 - floor^2), and 0 below the floor. Far above
-    the floor it is the bias itself, where taking the floor away whole would take away too much.
-
-    Args:
-        bias (`Measure`): see [`per_occupation_bias`].
-        floor (`float`): see [`noise_floor`].
-
-    Returns:
-        `Measure`: the standard error is carried over to first order; NaN without a floor.
-    """
-    if math.isnan(floor) or math.isnan(bias.value):
-        return Measure(math.nan, math.nan, bias.n)
-    value = math.sqrt(max(bias.value**2 - floor**2, 0.0))
-    error = bias.standard_error * (bias.value / value if value > bias.standard_error else 1.0)
-    return Measure(value, error, bias.n)
-
-
-def position_preference(
-    first: Sequence[float] | np.ndarray, answers: Sequence[int] | np.ndarray, pairs: Sequence[str], seed: int = 0
-) -> Measure:
-    """
-    How much the answer that is named or listed first is preferred: (m Pr[first] - 1) / (m - 1) for m answers, which is
-    Pr[first] - Pr[second] for two. 0 is no preference, 1 always the first, negative the later ones.
-
-    Args:
-        first (`Sequence[float]`): per question the share of the first-named answer among the answers; NaN where the
-            model abstained.
-        answers (`Sequence[int]`): the number m of answers of each question.
-        pairs (`Sequence[str]`): the pair that each question belongs to.
-        seed (`int`, defaults to 0): of the bootstrap.
-
-    Returns:
-        `Measure`: NaN if nothing was answered.
-    """
-    p, m = np.asarray(first, dtype=float), np.asarray(answers, dtype=float)
-    answered = ~np.isnan(p)
-    return mean(((m * p - 1) / (m - 1))[answered], [q for q, a in zip(pairs, answered) if a], seed)
-
-
-def difference(
-    values: Sequence[float] | np.ndarray, one: Sequence[bool] | np.ndarray, pairs: Sequence[str], seed: int = 0
-) -> Measure:
-    """
-    The mean over some questions less the mean over the others, such as the accuracy where the right answer is the
-    stereotype less the accuracy where it is not (WinoBias's measure).
-
-    Args:
-        values (`Sequence[float]`): one per question.
-        one (`Sequence[bool]`): which questions are of the first kind.
-        pairs (`Sequence[str]`): the pair that each question belongs to.
-        seed (`int`, defaults to 0): of the bootstrap.
-
-    Returns:
-        `Measure`: NaN where there is no question of one of the kinds.
-    """
-    x, of_one = np.asarray(values, dtype=float), np.asarray(one, dtype=bool)
-    if not of_one.any() or of_one.all():
-        return Measure(math.nan, math.nan, len(x))
-
-    def statistic(rows: np.ndarray) -> float:
-        mine = of_one[rows]
-        return float(x[rows][mine].mean() - x[rows][~mine].mean()) if 0 < mine.sum() < len(mine) else math.nan
-
-    values_of = statistic(np.arange(len(x)))
-    return Measure(values_of, _bootstrap(pairs, [""] * len(x), statistic, seed), len(x))
-
-
-def capability_bound(kl: float, sigma: float = 0.5) -> float:
-    """
-    Theorem 2 of the paper: a sigma-sub-Gaussian measure of ability moves by at most sigma sqrt(2 KL(steered || base)).
-
-    Args:
-        kl (`float`): in nats.
-        sigma (`float`, defaults to 0.5): 0.5 for a measure in [0, 1], such as an accuracy.
-
-    Returns:
-        `float`: the bound.
-    """
-    return sigma * math.sqrt(2 * max(kl, 0.0))
+    there = {"ambiguous": len(said.ambiguous), "unambiguous": len(said.unambiguous), "neutral": said.neutral}
+    found = {kind.name: kind.compute(said) for kind in MEASURES.values() if there[kind.about]}
+    return {name: measure for name, measure in found.items() if measure is not None}

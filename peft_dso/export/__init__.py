@@ -1,8 +1,9 @@
 """What leaves the workshop: the model card, and a steered model as a plain checkpoint."""
 
-from .card import PUBLISHED, model_card, push_adapter, save_card
+from .card import model_card, save_card
 from .checkpoint import ExportReport, export_checkpoint
 from .fold import fold_strength
+from .push import PUBLISHED, push_adapter, push_folder
 
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "fold_strength",
     "model_card",
     "push_adapter",
+    "push_folder",
     "save_card",
 ]

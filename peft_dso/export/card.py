@@ -8,23 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from ..evaluation import Report, format_table, load_report
+from ..evaluation import Report, format_table, load_report, warnings_of
+from ..evaluation.measures import MEASURES
 from ..inspect import REPORT, read_adapter
 from ..objective.penalties import sparsity
 
 
 PICTURE = "sweep.png"
-PUBLISHED = ["*.safetensors", "*.json", "*.md", "*.png"]  # what may leave for the Hub
-_NAMES = {
-    "bias": "Per-occupation bias (probabilities)",
-    "bias_first_choice": "Per-occupation bias (first choices)",
-    "gap": "Stereotype gap",
-    "abstention": "Abstention",
-    "accuracy": "Unambiguous accuracy",
-    "kl": "KL to the base model (nats)",
-}
+_TEXT_TASK, _PICTURED_TASK = "text-generation", "image-text-to-text"
 
 
 def model_card(
@@ -59,14 +53,16 @@ def model_card(
     zeros, _ = sparsity([tuple(vectors.values()) for vectors in sites.values()])
     strength = config.steering_strength
     name = repo_id or "USER/ADAPTER"
+    pictured = (config.base_fingerprint or {}).get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    task = _PICTURED_TASK if pictured else _TEXT_TASK if config.task_type == "CAUSAL_LM" else None
     data = ModelCardData(
         base_model=base,
         library_name="peft",
         license=license,
         tags=["dso", "fairness", "steering", "peft"],
-        pipeline_tag="text-generation" if config.task_type == "CAUSAL_LM" else None,
+        pipeline_tag=task,
         model_name=name.rpartition("/")[2] if report is not None else None,
-        eval_results=_eval_results(report) if report is not None else None,
+        eval_results=_eval_results(report, task) if report is not None else None,
     )
     text = f"""# {name.rpartition("/")[2]}
 
@@ -77,10 +73,7 @@ model. It is meant to make the answers to questions about people lean less on st
 ## Use it
 
 ```python
-import peft_dso  # first: it registers the adapter type (pip install peft_dso)
-from peft import AutoPeftModelForCausalLM
-
-model = AutoPeftModelForCausalLM.from_pretrained("{name}")
+{_loading(name, base, task)}
 model.set_steering_strength({_plain(strength)})  # the strength it is published with; 0 is the base model
 ```
 
@@ -122,6 +115,9 @@ def _measured(report: Optional[Report], picture: bool) -> str:
             f"{name} ({' and '.join(str(n) for n in sorted(ns))} questions; ± is the standard error, floor what a "
             f"fair model would show on them):\n\n```\n{format_table(results)}\n```"
         )
+    found = warnings_of(report)
+    if found:
+        parts.append("\n".join(f"- {warning}" for warning in found))
     if picture:
         parts.append(f"![Bias and ability over the strength]({PICTURE})")
     described = {k: v for k, v in report.description.items() if isinstance(v, (str, int, float))}
@@ -149,24 +145,49 @@ def _limits(report: Optional[Report]) -> str:
     )
 
 
-def _eval_results(report: Report) -> list[EvalResult]:
-    found = []
-    for name, results in report.sets.items():
-        for r in results:
-            for key, title in _NAMES.items():
-                m = r.measures.get(key)
-                if m is not None and m.value == m.value:
-                    found.append(
-                        EvalResult(
-                            task_type="text-generation",
-                            dataset_type="peft_dso",
-                            dataset_name=f"{name} (strength {r.strength:g})",
-                            metric_type=key,
-                            metric_name=title,
-                            metric_value=round(m.value, 4),
-                        )
-                    )
-    return found
+def _loading(name: str, base: Optional[str], task: Optional[str]) -> str:
+    """How to load the adapter: PEFT's own loader where it knows the class of the base, else the base first."""
+    lines = ["import peft_dso  # first: it registers the adapter type (pip install peft_dso)"]
+    if task == _TEXT_TASK and base is not None:
+        return "\n".join(
+            [
+                *lines,
+                "from peft import AutoPeftModelForCausalLM",
+                "",
+                f'model = AutoPeftModelForCausalLM.from_pretrained("{name}")',
+            ]
+        )
+    auto = "AutoModelForImageTextToText" if task == _PICTURED_TASK else "AutoModelForCausalLM"
+    return "\n".join(
+        [
+            *lines,
+            "from peft import PeftModel",
+            f"from transformers import {auto}",
+            "",
+            f'base = {auto}.from_pretrained("{base or "BASE MODEL"}")',
+            f'model = PeftModel.from_pretrained(base, "{name}")',
+        ]
+    )
+
+
+def _eval_results(report: Report, task: Optional[str]) -> list[EvalResult]:
+    """One entry for each set and strength: what tells entries apart on the Hub is the data set's configuration."""
+    return [
+        EvalResult(
+            task_type=task or _TEXT_TASK,
+            dataset_type="peft_dso",
+            dataset_name=f"{name} (strength {r.strength:g})",
+            dataset_config=f"{name}, strength {r.strength:g}",
+            dataset_args={"set": name, "strength": r.strength},
+            metric_type=key,
+            metric_name=f"{kind.title[0].upper()}{kind.title[1:]}",
+            metric_value=round(r.measures[key].value, 4),
+        )
+        for name, results in report.sets.items()
+        for r in results
+        for key, kind in MEASURES.items()
+        if kind.published and key in r.measures and r.measures[key].value == r.measures[key].value
+    ]
 
 
 def save_card(folder: str | os.PathLike[str], report: str | os.PathLike[str] | None = None, **options: Any) -> Path:
@@ -200,46 +221,3 @@ def save_card(folder: str | os.PathLike[str], report: str | os.PathLike[str] | N
     card = model_card(target, measured, picture=(target / PICTURE).is_file(), **options)
     card.save(target / "README.md")
     return target / "README.md"
-
-
-def push_adapter(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    *,
-    private: Optional[bool] = None,
-    revision: Optional[str] = None,
-    token: Optional[str] = None,
-    commit_message: str = "Upload DSO adapter",
-) -> str:
-    """
-    Upload the folder of an adapter, with its card, report and picture. `model.push_to_hub` uploads the adapter too,
-    but with transformers' empty card; a card that is on the Hub already is kept by it.
-
-    Args:
-        folder (`str`): with the adapter; nothing but safetensors, JSON, Markdown and PNG files leaves it.
-        repo_id (`str`): `USER/NAME`; made if it does not exist.
-        private (`bool`, *optional*): whether a new repository is private.
-        revision (`str`, *optional*): branch; made if it does not exist.
-        token (`str`, *optional*): default the stored one.
-        commit_message (`str`): of the commit.
-
-    Returns:
-        `str`: address of the commit.
-
-    Raises:
-        ValueError: the folder holds no DSO adapter.
-    """
-    read_adapter(folder)
-    api = HfApi(token=token)
-    name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None:
-        api.create_branch(name, branch=revision, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=name,
-        folder_path=Path(folder),
-        revision=revision,
-        commit_message=commit_message,
-        allow_patterns=PUBLISHED,
-        ignore_patterns=["_*", "checkpoint-*"],
-    )
-    return str(commit.commit_url)

@@ -14,7 +14,7 @@ from typing import Any, Optional
 import torch
 from accelerate.utils import DistributedType, gather_object, is_peft_model
 from datasets import Dataset
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import ModelCard
 from pandas import DataFrame
 from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -26,7 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 from trl import RLOOTrainer
 
-from ..export import PUBLISHED, save_card
+from ..export import push_folder, save_card
 from ..objective.penalties import kl_divergence, soft_threshold_, sparsity, updated_multiplier
 from ..objective.rewards import FairnessReward, group_rewards, imbalance, occupation_shares, occupation_weights
 from ..questions import check_questions, trainable_groups
@@ -526,16 +526,13 @@ class DSOTrainer(RLOOTrainer):
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**{"model_name": str(self.hub_model_id).rpartition("/")[2], **kwargs})
-        upload: Any = HfApi().upload_folder  # its overloads want the value of run_as_future to be known
-        return upload(
-            repo_id=self.hub_model_id,
-            folder_path=self.args.output_dir,
-            commit_message=commit_message,
-            token=token,
-            run_as_future=not blocking,
-            allow_patterns=PUBLISHED,
-            ignore_patterns=["_*", "checkpoint-*"],
+        return push_folder(
+            self.args.output_dir,
+            str(self.hub_model_id),
             revision=revision if revision is not None else self.args.hub_revision,
+            token=token,
+            commit_message=commit_message,
+            blocking=blocking,
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

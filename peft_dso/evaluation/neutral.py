@@ -1,0 +1,121 @@
+"""What a strength does to text that has nothing to do with the questions: KL per token, and perplexity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..objective.penalties import kl_divergence
+from ..scoring import evaluating
+from .answered import NeutralCost
+from .knob import Knob, knob_of
+
+
+LONGEST = 256  # tokens of a text that are read: short texts are meant
+
+
+def _token_ids(tokenizer: Any, text: str, longest: int) -> tuple[int, ...]:
+    ids = tuple(tokenizer(text)["input_ids"])[:longest]
+    if len(ids) < 2:
+        raise ValueError(f"The neutral text {text!r} has {len(ids)} tokens: at least two are needed.")
+    return ids
+
+
+def _behind(knob: Knob, tokenizer: Any, text: str, ids: tuple[int, ...]) -> Optional[tuple[int, ...]]:
+    """The tokens of a text as the knob asks it, which must end with the text's; `None` where they do not."""
+    rewrite = getattr(knob, "rewrite", None)
+    if rewrite is None:
+        return ids
+    row: Mapping[str, Any] = rewrite({"prompt": text, "occupation": "", "answers": (), "meanings": ()})
+    if not isinstance(row["prompt"], str):
+        return None
+    rewritten = tuple(tokenizer(row["prompt"])["input_ids"])
+    return rewritten if rewritten[1 - len(ids) :] == ids[1:] else None
+
+
+def _log_probs(model: nn.Module, batch: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> list[torch.Tensor]:
+    """
+    Log-probabilities of the last `length - 1` tokens' distributions of each text, shape `(length - 1, vocabulary)`.
+    Padded on the right, where no token sees it.
+    """
+    device = next(model.parameters()).device
+    longest = max(map(len, batch))
+    input_ids = torch.zeros(len(batch), longest, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for row, ids in enumerate(batch):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = 1
+    logits = model(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    logits = logits[:, logits.shape[1] - longest :]  # behind the virtual tokens of a soft prompt
+    return [
+        logits[row, len(ids) - length : len(ids) - 1].float().log_softmax(-1)
+        for row, (ids, length) in enumerate(zip(batch, lengths, strict=True))
+    ]
+
+
+def neutral_costs(
+    model: nn.Module,
+    processor: Any,
+    texts: Sequence[str],
+    strengths: Sequence[float],
+    *,
+    knob: Optional[Knob] = None,
+    batch_tokens: int = 512,
+    progress: Callable[[int], Any] = lambda n: None,
+) -> Optional[dict[float, NeutralCost]]:
+    """
+    Compare a model at several strengths with itself at strength 0, on every token of some texts.
+
+    Args:
+        model (`nn.Module`): a model; its strength is restored afterwards.
+        processor (`PreTrainedTokenizerBase` or `ProcessorMixin`): its tokenizer or processor.
+        texts (`Sequence[str]`): at least two tokens each; the first 256 tokens are read.
+        strengths (`Sequence[float]`): the strengths.
+        knob (`Knob`, *optional*): what they turn; default [`knob_of`] the model. Of a prompt: the text behind it,
+            against the text alone.
+        batch_tokens (`int`, defaults to 512): tokens per batch; the distributions of all of them are held.
+        progress (`Callable`): called with the number of texts done.
+
+    Returns:
+        `dict[float, NeutralCost]`: by strength; `None` where the knob's rewriting does not put a prompt before a text.
+
+    Raises:
+        ValueError: there is no text, or one has fewer than two tokens.
+    """
+    if not texts:
+        raise ValueError("There is no neutral text.")
+    knob = knob_of(model) if knob is None else knob
+    tokenizer = getattr(processor, "tokenizer", processor)
+    config: Any = getattr(model, "config", None)
+    positions = getattr(config, "max_position_embeddings", None) or LONGEST
+    alone = [_token_ids(tokenizer, text, min(LONGEST, positions)) for text in texts]
+    asked = [_behind(knob, tokenizer, text, ids) for text, ids in zip(texts, alone, strict=True)]
+    behind = [ids for ids in asked if ids is not None]
+    if len(behind) < len(texts) and any(strengths):
+        return None
+    sequences = {w: alone if w == 0 else behind for w in {0.0, *strengths}}
+    sums = {w: np.zeros((3, len(texts))) for w in strengths}
+    order = sorted(range(len(texts)), key=lambda n: len(alone[n]))
+    lengths = [len(ids) for ids in alone]
+    with evaluating(model), torch.no_grad():
+        while order:
+            fit = max(1, batch_tokens // lengths[order[-1]])
+            numbers, order = order[-fit:], order[:-fit]
+
+            def distributions(w: float, numbers: list[int] = numbers) -> list[torch.Tensor]:
+                with knob.at(w):
+                    return _log_probs(model, [sequences[w][n] for n in numbers], [lengths[n] for n in numbers])
+
+            base = distributions(0.0)
+            for w in strengths:
+                for n, p, q in zip(numbers, base if w == 0 else distributions(w), base, strict=True):
+                    read = torch.arange(len(p)), torch.tensor(alone[n][1:])
+                    kl = kl_divergence(p, q).sum() if w else torch.zeros(())
+                    sums[w][:, n] = [float(kl), float(-p[read].sum()), float(-q[read].sum())]
+            progress(len(numbers))
+    tokens = np.array(lengths, dtype=float) - 1
+    return {w: NeutralCost(kl, loss, before, tokens) for w, (kl, loss, before) in sums.items()}
