@@ -41,9 +41,10 @@ def test_train_sweep_card_inspect(world, capsys):
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(os.listdir(world / "adapter"))
     assert not list((world / "adapter").glob("*.bin"))
     assert cli.main(["inspect", str(world / "adapter")]) == 0
-    assert "measured      nothing" in capsys.readouterr().out
-    assert cli.main(["card", str(world / "adapter")]) == 0
-    assert "Nothing: no sweep" in (world / "adapter" / "README.md").read_text()
+    assert "at strengths 0, 0.5, 1" in capsys.readouterr().out  # the training has measured it
+    card = (world / "adapter" / "README.md").read_text()
+    assert "held-out questions" in card and "questions.jsonl" in card and "Nothing: no sweep" not in card
+    assert Image.open(world / "adapter" / "sweep.png").width > 400
 
     call = ["sweep", "--model", str(world / "base"), "--adapter", str(world / "adapter"), "--strengths", "0,0.5,1"]
     assert cli.main([*call, "--questions", str(world / "questions.jsonl"), "--out", str(world / "report")]) == 0
@@ -241,7 +242,7 @@ def test_general_ability_on_a_task_in_local_files(world, capsys, monkeypatch):
     for results in asked:
         context = results["samples"]["tiny_choice"][0]["arguments"]
         text = str(context)
-        assert text.count("said that") == 3  # two examples, and the question
+        assert text.count("said that") == 2 * 3  # for each choice two examples, and the question
     assert cli.main([*call, "--apply-chat-template"]) == 1
     assert "no chat template" in capsys.readouterr().err
     call[call.index("tiny_choice")] = "no_such_task"

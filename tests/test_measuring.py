@@ -41,13 +41,13 @@ def test_neutral_texts(model):
         base.append(-sum(float(q[i, t]) for i, t in enumerate(ids[0, 1:])))
         tokens += ids.shape[1] - 1
     result = sweep(model, tokenizer, {"a": tiny_questions()}, (0.0, 0.5), neutral=NEUTRAL).sets["a"]
-    assert result[1].measures["neutral_kl"].value == pytest.approx(sum(kl) / tokens, rel=1e-4)
+    assert result[1].measures["neutral_kl"].value == pytest.approx(sum(kl) / tokens, rel=1e-3)
     change = math.exp(sum(loss) / tokens) / math.exp(sum(base) / tokens) - 1
     assert result[1].measures["neutral_ppl_change"].value == pytest.approx(change, rel=1e-3)
     assert result[1].measures["neutral_kl"].n == len(NEUTRAL) and result[1].measures["neutral_kl"].standard_error > 0
     assert result[0].measures["neutral_kl"].value == 0 == result[0].measures["neutral_ppl_change"].value
     one_by_one = neutral_costs(model, tokenizer, NEUTRAL, (0.5,), batch_tokens=1)[0.5]
-    assert one_by_one.kl == pytest.approx(kl, rel=1e-4) and one_by_one.tokens.sum() == tokens
+    assert one_by_one.kl == pytest.approx(kl, rel=1e-3) and one_by_one.tokens.sum() == tokens
     for texts, message in (([], "no neutral text"), (["nurse"], "1 tokens")):
         with pytest.raises(ValueError, match=message):
             neutral_costs(model, tokenizer, texts, (0.5,))

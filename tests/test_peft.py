@@ -322,9 +322,14 @@ def test_prompt_of_what_is_steered(capsys):
 
 def test_prune_keeps_the_largest():
     model = steered()
-    before = {n: m.dso_affine["default"] for n, m in model.named_modules() if isinstance(m, DSOLayer)}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, DSOLayer)}
+    for place, layer in enumerate(layers.values()):
+        layer.base_layer.weight.data.fill_(0.5 + 10 * place)  # a shift counts in units of its norm's gain
+    before = {n: m.dso_affine["default"] for n, m in layers.items()}
     sizes = sorted(
-        (float(a.slope[i].abs() + a.shift[i].abs()), n, i) for n, a in copy.deepcopy(before).items() for i in range(16)
+        (float(a.slope[i].abs() + a.shift[i].abs() / (0.5 + 10 * place)), n, i)
+        for place, (n, a) in enumerate(copy.deepcopy(before).items())
+        for i in range(16)
     )
     gone = {(n, i) for _, n, i in sizes[: 64 - 38]}
     assert model.base_model.prune(0.6) == 38  # round(0.6 * 64)

@@ -74,6 +74,7 @@ def test_scores_of_a_mixed_batch_are_those_of_single_rows(name):
     rows = picture_questions() + picture_questions(one_picture=True)[:3] + [TEXT_ROW]
     rows[2] = {**rows[2], "answers": ["A . B", "B", "A ."]}
     rows.insert(1, TEXT_ROW)
+    rows = [{key: value for key, value in row.items() if key not in ("forms", "abstentions")} for row in rows]
     encoded = [encode_row(processor, row) for row in rows]
     expected = [by_hand(model, processor, row) for row in rows]
     with torch.no_grad():
@@ -104,7 +105,7 @@ def test_training_steers_the_language_backbone_alone(tmp_path, name, rollouts):
         args=DSOTrainerConfig(
             str(tmp_path), max_steps=2, per_device_train_batch_size=8, questions_per_occupation=2, report_to=[],
             rollouts=rollouts, num_generations=2, max_completion_length=2, retain_batch_size=2, learning_rate=1e-2,
-            save_strategy="no", use_cpu=True, bf16=False, disable_tqdm=True, logging_steps=1,
+            save_strategy="no", use_cpu=True, bf16=False, disable_tqdm=True, logging_steps=1, l1_coef=0.0,
         ),
         train_dataset=rows + picture_questions(ambiguous=False),
         processing_class=processor,
@@ -122,7 +123,7 @@ def test_training_steers_the_language_backbone_alone(tmp_path, name, rollouts):
     }
     assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
     logged = {key for entry in job.state.log_history for key in entry}
-    assert {"per_occupation_bias", "kl", "retain_kl"} <= logged
+    assert {"per_occupation_bias", "kl" if rollouts == "enumerate" else "sampled_kl", "retain_kl"} <= logged
 
 
 def test_enumerated_training_makes_it_fair(tmp_path):
@@ -136,8 +137,9 @@ def test_enumerated_training_makes_it_fair(tmp_path):
         model=model,
         args=DSOTrainerConfig(
             str(tmp_path), max_steps=40, per_device_train_batch_size=16, questions_per_occupation=8, report_to=[],
-            learning_rate=2e-2, save_strategy="no", use_cpu=True, bf16=False, disable_tqdm=True, max_kl=None, beta=0.0,
-            abstain_reward=None,
+            learning_rate=2e-2, save_strategy="no", use_cpu=True, bf16=False, disable_tqdm=True, max_kl_ratio=None,
+            beta=0.0, l1_coef=0.0, neutral_coef=0.0, reward_smoothing=0.1, decoding_temperatures=[1.0],
+            question_share=0.0, shift_unit="plain",
         ),
         train_dataset=rows,
         processing_class=processor,

@@ -44,7 +44,10 @@ def leaning():
 
 
 def config(folder, **changes):
+    """The objective in the paper's form, so that each part can be computed apart."""
     settings = dict(
+        abstain_reward=-1.0, decoding_temperatures=[1.0], question_share=0.0, kl_target="base", max_kl=0.1,
+        max_kl_ratio=None, beta=0.1, retain_coef=1.0, neutral_coef=0.0, shift_unit="plain", l1_coef=0.0, l1_until=1.0,
         max_steps=4, per_device_train_batch_size=8, questions_per_occupation=2, retain_batch_size=4,
         learning_rate=1e-2, report_to=[], save_strategy="no", logging_steps=1, use_cpu=True, bf16=False,
     disable_tqdm=True,
@@ -79,6 +82,11 @@ def base_state(model):
     }
 
 
+def close(a, b):
+    """Equal to rounding: what the base says to a question depends on the batch that it was first asked in."""
+    return a.keys() == b.keys() and all(torch.allclose(a[key], b[key], atol=1e-5) for key in a)
+
+
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
@@ -107,7 +115,9 @@ def test_only_the_adapter_is_trained(tmp_path, rollouts):
     assert len(end) == 8 and all(not torch.equal(start[name], end[name]) for name in end)
     assert {n for n, p in job.model.named_parameters() if p.requires_grad} == set(end)
     logged = {key for entry in job.state.log_history for key in entry}
-    assert {"per_occupation_bias", "stereotype_gap", "kl", "retain_kl", "zero_neurons", "l1", "beta"} <= logged
+    kl = "kl" if rollouts == "enumerate" else "sampled_kl"  # TRL's is a log-ratio, no exact KL
+    assert {"per_occupation_bias", "stereotype_gap", kl, "retain_kl", "zero_neurons", "l1", "beta"} <= logged
+    assert ("kl" in logged) == (rollouts == "enumerate")
 
 
 def test_training_makes_the_model_fair(tmp_path):
@@ -235,13 +245,14 @@ def test_sampling_estimates_the_enumerated_gradient(tmp_path):
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, changes):
-    """Bit for bit, the multiplier and the counts included."""
+    """To rounding, the multiplier and the counts included."""
     settings = {
         "max_steps": 6,
         "save_strategy": "steps",
         "save_steps": 3,
         "reward_memory": 0.5,
         "kl_rate": 0.5,
+        "max_kl": 1e-4,
         **changes,
     }
     whole = trainer(tmp_path / "whole", **settings)
@@ -249,12 +260,16 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, changes):
     part = trainer(tmp_path / "part", **settings)
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "part" / "checkpoint-3")
     part.train(resume_from_checkpoint=True)
-    assert same(vectors(part.model), vectors(whole.model))
-    assert part.beta == whole.beta and part.fairness_reward.counts == whole.fairness_reward.counts
-    assert [r.counts for r in part.temperature_rewards] == [r.counts for r in whole.temperature_rewards]
+    assert close(vectors(part.model), vectors(whole.model))
+    assert part.beta == pytest.approx(whole.beta, abs=1e-4)
+    assert "rollouts" in changes or part.beta > part.args.beta  # what is compared has moved
+    for mine, theirs in zip(part.counting_rewards(), whole.counting_rewards(), strict=True):
+        assert mine.counts.keys() == theirs.counts.keys()
+        for name in mine.counts:
+            assert mine.counts[name] == pytest.approx(theirs.counts[name], abs=1e-4)
     fresh = trainer(tmp_path / "fresh", **{**settings, "max_steps": 3})
     fresh.train()
-    assert not same(vectors(fresh.model), vectors(whole.model))
+    assert not close(vectors(fresh.model), vectors(whole.model))
 
 
 def test_a_checkpoint_killed_while_it_was_saved_is_passed_over(tmp_path):
@@ -266,7 +281,7 @@ def test_a_checkpoint_killed_while_it_was_saved_is_passed_over(tmp_path):
         trainer(tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     again = trainer(tmp_path, **settings)
     again.train(resume_from_checkpoint=True)
-    assert same(vectors(again.model), vectors(whole.model))
+    assert close(vectors(again.model), vectors(whole.model))
     assert not (tmp_path / "checkpoint-2" / "ref").exists()
     with pytest.raises(ValueError, match="no complete checkpoint"):
         trainer(tmp_path / "nothing").train(resume_from_checkpoint=True)
@@ -283,7 +298,7 @@ def test_the_kl_is_to_the_base_also_when_training_goes_on(tmp_path):
     more = trainer(tmp_path, loaded, max_steps=1)
     assert list(more.model.peft_config) == ["default"]
     more.train()
-    assert more.state.log_history[0]["kl"] == pytest.approx(job.state.log_history[-2]["kl"], rel=2)
+    assert more.state.log_history[0]["kl"] == pytest.approx(job.state.log_history[-2]["kl"], rel=0.5)
     assert float(more.state.log_history[0]["kl"]) > 1e-4  # to the adapter that was loaded it would be 0
 
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 
 def say(line: str) -> None:
     print(line, flush=True)
 
 
-def chosen_questions(options: argparse.Namespace, split: str) -> list[dict[str, Any]]:
+def chosen_questions(
+    options: argparse.Namespace, split: str, sources: Optional[Sequence[str]] = None
+) -> list[dict[str, Any]]:
     from ..questions import OCCUPATIONS, load_occupations, load_questions
 
     table = list(OCCUPATIONS) if options.occupations is None else load_occupations(options.occupations)
     rows = [
         row
-        for source in options.questions
+        for source in sources or options.questions
         for row in load_questions(
             source,
             split,

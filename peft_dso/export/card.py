@@ -53,7 +53,7 @@ def model_card(
     zeros, _ = sparsity([tuple(vectors.values()) for vectors in sites.values()])
     strength = config.steering_strength
     name = repo_id or "USER/ADAPTER"
-    pictured = (config.base_fingerprint or {}).get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    pictured = _reads_pictures(config, sites)
     task = _PICTURED_TASK if pictured else _TEXT_TASK if config.task_type == "CAUSAL_LM" else None
     data = ModelCardData(
         base_model=base,
@@ -124,6 +124,12 @@ def _measured(report: Optional[Report], picture: bool) -> str:
     if described:
         parts.append("Measured: " + ", ".join(f"{key} {value}" for key, value in described.items()) + ".")
     return "\n\n".join(parts)
+
+
+def _reads_pictures(config: Any, sites: Mapping[str, Any]) -> bool:
+    """Whether the base is a vision-language model: by its type, or by a language model that is a part of it."""
+    named = (config.base_fingerprint or {}).get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return named or any("language_model." in site for site in sites)
 
 
 def _limits(report: Optional[Report]) -> str:

@@ -1,14 +1,19 @@
 """What is trained for: rewards and penalties, in pure torch."""
 
+from .enumerated import EnumeratedReward
+from .fairness import group_log_masses, nearest_fair
 from .penalties import kl_divergence, soft_threshold_, sparsity, updated_multiplier
 from .rewards import FairnessReward, group_rewards, imbalance, occupation_shares, occupation_weights
 
 
 __all__ = [
+    "EnumeratedReward",
     "FairnessReward",
+    "group_log_masses",
     "group_rewards",
     "imbalance",
     "kl_divergence",
+    "nearest_fair",
     "occupation_shares",
     "occupation_weights",
     "soft_threshold_",

@@ -20,7 +20,9 @@ from ..answers import read_answer
 logger = logging.get_logger(__name__)
 
 
-def group_rewards(shares: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+def group_rewards(
+    shares: torch.Tensor, smoothing: float = 0.0, offered: Optional[torch.Tensor] = None
+) -> torch.Tensor:
     """
     The reward of an answer by its group.
 
@@ -29,11 +31,16 @@ def group_rewards(shares: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
             1 over the groups.
         smoothing (`float`, defaults to 0): imbalance below which the reward shrinks in proportion, in [0, 2]; 0 gives
             the sign. The imbalance of two groups is p_pro - p_anti.
+        offered (`torch.Tensor`, *optional*): which groups an answer can mean at all, bool, shape `(..., k)`: the fair
+            share is one over their number; default all.
 
     Returns:
         `torch.Tensor`: shape `(..., k)`, in [-1, 1].
     """
-    deviation = 2 * (shares - 1 / shares.shape[-1])  # for two groups: p_pro - p_anti and its negative
+    fair = 1 / shares.shape[-1] if offered is None else 1 / offered.sum(-1, keepdim=True).clamp(min=1)
+    deviation = 2 * (shares - fair)  # for two groups: p_pro - p_anti and its negative
+    if offered is not None:
+        deviation = deviation * offered
     return -deviation.sign() if smoothing == 0 else -(deviation / smoothing).clamp(-1, 1)
 
 

@@ -23,39 +23,61 @@ class DSOTrainerConfig(RLOOConfig):
         questions_per_occupation (`int`, defaults to 8):
             Questions of one occupation that stand together in a batch, so that its imbalance is the current model's.
             `per_device_train_batch_size` must be a multiple of it. Occupations with fewer questions repeat some.
-        abstain_reward (`float`, *optional*, defaults to -1):
-            Reward of an answer that is none of the named ones. The paper's formula reads as +1, which rewards
-            refusing. `None` looks at the named answers only: their probabilities count as if they summed to 1.
-        reward_smoothing (`float`, defaults to 0.1):
+        abstain_reward (`float`, *optional*):
+            Reward of an answer that is none of the named ones. `None` (the default) looks at the named answers only:
+            enumerated, their probabilities count as if they summed to 1; sampled, other answers are left out. -1 moves
+            probability to the named answers; the paper's formula reads as +1, which rewards refusing.
+        reward_smoothing (`float`, defaults to 0.3):
             Imbalance of an occupation below which its reward shrinks in proportion; 0 is the sign (the paper).
-        decoding_temperatures (`list[float]`, defaults to `[1.0]`):
+        decoding_temperatures (`list[float]`, defaults to `[1.0, 0.2]`):
             Temperatures at which the answers are to be fair, each in (0, 1]; the objective is the mean over them. 1
             counts probabilities, which is what sampling shows; lower ones lean towards first choices, which is what
             greedy decoding shows. Only for `rollouts="enumerate"`.
         reward_memory (`float`, defaults to 0):
             Share of the earlier answers that still counts towards the majority of an occupation, in [0, 1).
-        question_share (`float`, defaults to 0):
+        question_share (`float`):
             Share of the reward, in [0, 1], that is taken from the imbalance of each question's own answers in place of
             its occupation's. 0 is the paper: leans of different questions may cancel. Above 0 no single question is
             to lean. Only for `rollouts="enumerate"`.
         warm_start (`bool`, defaults to `False`):
             Count what the model says to all training questions before the first step, so that the first majorities do
             not hang on one batch. Needs `reward_memory` above 0.
-        max_kl (`float`, *optional*, defaults to 0.1):
-            The cap epsilon on KL(steered || base), in nats. The multiplier `beta` rises while the KL is above it and
-            falls below it. `None` keeps `beta` as it is.
+        kl_target (`str`, defaults to `"fair"`):
+            What the KL of an ambiguous question is taken to, with `rollouts="enumerate"`: `"fair"`, the fair
+            distribution nearest to the base, so that being held costs no fairness; or `"base"` (the paper). On
+            retained rows and neutral text it is always the base.
+        beta (`float`):
+            Weight of that KL: its multiplier at the start, below which it never falls.
+        max_kl_ratio (`float`, *optional*):
+            The cap epsilon on KL(steered || base), in multiples of the least KL that fairness needs on the questions
+            of the step (see [`~peft_dso.objective.nearest_fair`]), which differs from model to model. `beta` rises
+            while the KL is above it, and falls back below it. Only for `rollouts="enumerate"`.
+        max_kl (`float`, *optional*):
+            The same in nats; where both are given the lower one binds.
         kl_rate (`float`, defaults to 0.1):
-            How fast the multiplier moves: its change per step at twice the cap.
-        retain_coef (`float`, defaults to 1):
+            How fast a multiplier moves: its change per step at twice the cap.
+        retain_coef (`float`):
             Weight of the KL to the base on rows whose answer must not change: the unambiguous rows of the training set
             and the `retain_dataset`. 0 leaves them out.
-        retain_batch_size (`int`, defaults to 16):
+        retain_batch_size (`int`):
             How many of those rows go into each step, per device.
-        l1_coef (`float`, defaults to 0):
+        neutral_coef (`float`):
+            Weight, at the least, of the KL to the base at the tokens of neutral texts. 0 leaves them out. Only for
+            `rollouts="enumerate"`.
+        neutral_batch_size (`int`):
+            How many neutral texts go into each step, per device.
+        neutral_tokens (`int`, defaults to 32):
+            How many tokens of a neutral text count.
+        max_neutral_kl (`float`, *optional*):
+            Cap on that KL per token, in nats: the weight rises while it is above, and falls back below.
+        shift_unit (`str`, defaults to `"gain"`):
+            In which unit steps and l1 term of the shifts count: `"gain"`, that of the norm's gain, feature by feature
+            (see [`~peft_dso.tuner.shift_unit`]), or `"plain"`. What is saved is plain.
+        l1_coef (`float`):
             The l1 term lambda, applied as a proximal step of size learning rate x l1_coef after each optimizer step.
             An Adam step has the size of the learning rate: at 0.3 a vector's entry stays at zero unless its gradient
             keeps a sign about a third of the time. Refused with DeepSpeed, which would undo it.
-        l1_until (`float`, defaults to 1):
+        l1_until (`float`):
             Share of the training in which the l1 step acts, in (0, 1]. Afterwards the zeros stay zero and the others
             are free of its pull (relaxed lasso, Meinshausen 2007).
         training_strength (`str`, defaults to `"one"`):
@@ -71,50 +93,65 @@ class DSOTrainerConfig(RLOOConfig):
         default=8, metadata={"help": "Questions of one occupation that stand together in a batch."}
     )
     abstain_reward: Optional[float] = field(
-        default=-1.0,
+        default=None,
         metadata={"help": "Reward of an answer that is none of the named ones; None looks at the named ones only."},
     )
     reward_smoothing: float = field(
-        default=0.1, metadata={"help": "Imbalance below which the reward shrinks in proportion; 0 is the sign."}
+        default=0.3, metadata={"help": "Imbalance below which the reward shrinks in proportion; 0 is the sign."}
     )
     decoding_temperatures: list[float] = field(
-        default_factory=lambda: [1.0],
+        default_factory=lambda: [1.0, 0.2],
         metadata={"help": "Temperatures at which the answers are to be fair, each in (0, 1]; 1 is sampling."},
     )
     reward_memory: float = field(
         default=0.0, metadata={"help": "Share of earlier answers that counts towards an occupation's majority."}
     )
     question_share: float = field(
-        default=0.0, metadata={"help": "Share of the reward taken from each question's own imbalance, in [0, 1]."}
+        default=0.35, metadata={"help": "Share of the reward taken from each question's own imbalance, in [0, 1]."}
     )
     warm_start: bool = field(
         default=False, metadata={"help": "Count the answers to all training questions before the first step."}
     )
-    max_kl: Optional[float] = field(
-        default=0.1, metadata={"help": "Cap on KL(steered || base) in nats; None keeps beta fixed."}
+    kl_target: str = field(
+        default="fair",
+        metadata={"help": "The KL is to the nearest 'fair' distribution, or to the 'base' (the paper)."},
     )
-    kl_rate: float = field(default=0.1, metadata={"help": "How fast the multiplier of the KL cap moves."})
+    max_kl_ratio: Optional[float] = field(
+        default=1.8, metadata={"help": "Cap on KL(steered || base) in multiples of the least that fairness needs."}
+    )
+    max_kl: Optional[float] = field(default=None, metadata={"help": "Cap on KL(steered || base) in nats."})
+    kl_rate: float = field(default=0.1, metadata={"help": "How fast the multipliers of the caps move."})
     retain_coef: float = field(
-        default=1.0, metadata={"help": "Weight of the KL to the base on unambiguous and retained rows."}
+        default=0.5, metadata={"help": "Weight of the KL to the base on unambiguous and retained rows."}
     )
-    retain_batch_size: int = field(default=16, metadata={"help": "Rows of that kind per step and device."})
-    l1_coef: float = field(default=0.0, metadata={"help": "The l1 term, applied as a proximal step."})
+    retain_batch_size: int = field(default=24, metadata={"help": "Rows of that kind per step and device."})
+    neutral_coef: float = field(default=0.3, metadata={"help": "Weight of the KL to the base on neutral text."})
+    neutral_batch_size: int = field(default=4, metadata={"help": "Neutral texts per step and device."})
+    neutral_tokens: int = field(default=32, metadata={"help": "Tokens of a neutral text that count."})
+    max_neutral_kl: Optional[float] = field(
+        default=0.006, metadata={"help": "Cap on the KL per token of neutral text, in nats."}
+    )
+    shift_unit: str = field(
+        default="gain", metadata={"help": "Unit of the shifts' steps and l1 term: 'gain' of the norm, or 'plain'."}
+    )
+    l1_coef: float = field(default=0.4, metadata={"help": "The l1 term, applied as a proximal step."})
     l1_until: float = field(
-        default=1.0, metadata={"help": "Share of the training in which the l1 step acts; then the zeros are kept."}
+        default=0.35, metadata={"help": "Share of the training in which the l1 step acts; then the zeros are kept."}
     )
     training_strength: str = field(
         default="one", metadata={"help": "Strength in training: 'one', or 'uniform' drawn from [0, 1]."}
     )
 
     # TRL's defaults are for full models that write long texts.
-    learning_rate: float = field(default=1e-3, metadata={"help": "The initial learning rate."})
+    learning_rate: float = field(default=3e-3, metadata={"help": "The initial learning rate."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate's schedule."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Share or number of warm-up steps."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Questions (or answers) per step."})
+    max_steps: int = field(default=70, metadata={"help": "Training steps, at the most."})
+    per_device_train_batch_size: int = field(default=96, metadata={"help": "Questions (or answers) per step."})
     max_completion_length: Optional[int] = field(default=16, metadata={"help": "Longest sampled answer, in tokens."})
     num_generations: Optional[int] = field(default=8, metadata={"help": "Sampled answers per question."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade compute for memory."})
-    beta: float = field(default=0.1, metadata={"help": "The KL's multiplier at the start."})
+    beta: float = field(default=0.3, metadata={"help": "The KL's multiplier at the start."})
     use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU, also where there is an accelerator."})
     hub_strategy: str = field(
         default="end", metadata={"help": "When to push: only at the end, since checkpoints hold pickles."}
@@ -131,8 +168,16 @@ class DSOTrainerConfig(RLOOConfig):
             raise ValueError(
                 "warm_start=True needs reward_memory above 0: without memory the counts are lost at once."
             )
-        if self.max_kl is not None and not self.max_kl > 0:
-            raise ValueError(f"max_kl={self.max_kl!r}: a cap above 0, or None for a fixed beta.")
+        if self.kl_target not in ("fair", "base"):
+            raise ValueError(f"kl_target={self.kl_target!r}: choose 'fair' or 'base'.")
+        if self.shift_unit not in ("gain", "plain"):
+            raise ValueError(f"shift_unit={self.shift_unit!r}: choose 'gain' or 'plain'.")
+        for name in ("max_kl", "max_kl_ratio", "max_neutral_kl"):
+            cap = getattr(self, name)
+            if cap is not None and not cap > 0:
+                raise ValueError(f"{name}={cap!r}: a cap above 0, or None for none.")
+        if self.max_kl is not None and not self.beta:
+            self.beta = 1e-6  # TRL leaves the reference out at exactly 0, and the cap would never bind
         if not 0 <= self.question_share <= 1:
             raise ValueError(f"question_share={self.question_share!r}: a share in [0, 1].")
         if not 0 < self.l1_until <= 1:
@@ -141,7 +186,7 @@ class DSOTrainerConfig(RLOOConfig):
             raise ValueError(
                 f"decoding_temperatures={self.decoding_temperatures!r}: at least one, each above 0 and at most 1."
             )
-        for name in ("kl_rate", "retain_coef", "l1_coef", "beta"):
+        for name in ("kl_rate", "retain_coef", "neutral_coef", "l1_coef", "beta"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: at least 0.")
         if self.push_to_hub and self.hub_strategy != "end":
@@ -152,10 +197,11 @@ class DSOTrainerConfig(RLOOConfig):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # where there is nothing else; TRL's defaults would refuse
         if self.use_cpu and getattr(self, "bf16", None) is None:
-            self.bf16 = False
+            self.bf16 = cpu_bf16_is_fast()
         if self.rollouts == "enumerate":
-            # Nothing is generated: each step has a batch of its own, and no answer is drawn several times.
-            self.steps_per_generation, self.generation_batch_size, self.num_generations = 1, None, 2
+            # Nothing is generated and no answer is drawn several times: what TRL asks of both must not refuse a batch.
+            self.steps_per_generation, self.generation_batch_size = 2, None
+            self.num_generations, self.num_generations_eval = 2, 1
             if self.per_device_train_batch_size % self.questions_per_occupation:
                 raise ValueError(
                     f"per_device_train_batch_size={self.per_device_train_batch_size} is not a multiple of "
@@ -166,3 +212,12 @@ class DSOTrainerConfig(RLOOConfig):
                     f"num_iterations={self.num_iterations}: the exact expectation is taken once per step."
                 )
         super().__post_init__()
+        if self.rollouts == "enumerate":  # each step has a batch of its own
+            self.steps_per_generation = 1
+            self.generation_batch_size = self.per_device_train_batch_size * self.world_size
+
+
+def cpu_bf16_is_fast() -> bool:
+    """Whether this machine's processor multiplies in bfloat16 natively: training then takes half the time."""
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private, and no public twin in torch 2.13
+    return bool(supported and supported())

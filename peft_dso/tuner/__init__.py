@@ -7,6 +7,7 @@ from .model import DSOModel
 from .registration import register
 from .sites import Site, find_sites, is_norm
 from .strength import get_steering_strength, set_steering_strength, steering_strength
+from .units import shift_unit
 
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "get_steering_strength",
     "is_norm",
     "set_steering_strength",
+    "shift_unit",
     "steering_strength",
 ]
 

@@ -43,13 +43,15 @@ def add_weighted(total: DSOAffine, pairs: Sequence[Optional[DSOAffine]], weights
 
 
 @torch.no_grad()
-def prune(pairs: Sequence[DSOAffine], keep: float) -> int:
+def prune(pairs: Sequence[DSOAffine], units: Sequence[torch.Tensor], keep: float) -> int:
     """
     Set the weakest neurons of an adapter exactly to zero, in place. A neuron is one feature of one site; its weight
-    is |a| + |b|.
+    is |a| + |b| / g with the unit g of the shift, so that slope and shift, and norms of large and small gains, can be
+    compared.
 
     Args:
         pairs (`Sequence[DSOAffine]`): of all sites.
+        units (`Sequence[torch.Tensor]`): the unit of each site's shift, shape `(d,)`, see [`shift_unit`].
         keep (`float`): share of the neurons to keep, in [0, 1].
 
     Returns:
@@ -60,7 +62,11 @@ def prune(pairs: Sequence[DSOAffine], keep: float) -> int:
     """
     if not 0 <= keep <= 1:
         raise ValueError(f"keep is a share in [0, 1], got {keep!r}.")
-    sizes = [torch.stack([*pair.parameters()]).abs().sum(0).cpu() for pair in pairs]
+    sizes = []
+    for pair, unit in zip(pairs, units, strict=True):
+        parts = [] if pair.slope is None else [pair.slope.abs().cpu()]
+        parts += [] if pair.shift is None else [pair.shift.abs().cpu() / unit.cpu()]
+        sizes.append(torch.stack(parts).sum(0))
     flat = torch.cat(sizes)
     kept = torch.zeros_like(flat, dtype=torch.bool)
     kept[flat.topk(round(keep * flat.numel())).indices] = True

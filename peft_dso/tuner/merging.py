@@ -45,14 +45,14 @@ def fold_into_norm(
             "with DSOConfig(learn_shift=False), export a checkpoint whose readers take the shift (peft-dso export), "
             "or set the strength to 0 to merge nothing."
         )
-    offset = _weight_offset(norm)
+    offset = weight_offset(norm)
     wide = torch.promote_types(weight.dtype, torch.float32)
     new_weight = (weight.detach().to(wide) + offset) * (1 + slope) - offset
     new_bias = None if bias is None else bias.detach().to(wide) * (1 + slope) + shift
     return new_weight.to(weight.dtype), None if new_bias is None else new_bias.to(weight.dtype)
 
 
-def _weight_offset(norm: nn.Module) -> float:
+def weight_offset(norm: nn.Module) -> float:
     """
     0 for a norm that multiplies by its weight, 1 for one that multiplies by 1 + weight: found by running a copy on
     weights of 0 and 1, because class names do not tell.

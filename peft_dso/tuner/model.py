@@ -20,6 +20,7 @@ from .devices import check_hooks, execution_device
 from .files import pair_vectors
 from .layer import DSOLayer
 from .sites import check_fingerprint, default_site_names, find_sites, fingerprint, in_language_backbone, is_target
+from .units import shift_unit
 
 
 class DSOModel(BaseTuner):
@@ -260,7 +261,8 @@ class DSOModel(BaseTuner):
     def prune(self, keep: float, adapter_name: Optional[str] = None) -> int:
         """
         Set the weakest neurons of an adapter exactly to zero (the paper's sparsity figure keeps 60 %). A neuron is one
-        feature of one site; its weight is |a| + |b|. benchmarks/README.md shows what pruning costs.
+        feature of one site; its weight is |a| + |b| / g, g the norm's gain (see [`shift_unit`]). benchmarks/README.md
+        shows what pruning costs.
 
         Args:
             keep (`float`): share of the neurons to keep, in [0, 1].
@@ -272,7 +274,10 @@ class DSOModel(BaseTuner):
         Raises:
             ValueError: `keep` is outside [0, 1] or the adapter is unknown.
         """
-        return prune(list(_strength._selected(self.model, adapter_name or self.active_adapters[0]).values()), keep)
+        chosen = _strength._selected(self.model, adapter_name or self.active_adapters[0])
+        layers = _strength.dso_layers(self.model)
+        units = [shift_unit(layers[site].get_base_layer()) for site, _ in chosen]
+        return prune(list(chosen.values()), units, keep)
 
     # --- loading -----------------------------------------------------------------------------------------------------
 

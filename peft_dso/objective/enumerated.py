@@ -1,0 +1,115 @@
+"""The expectation of the reward over answers that are named: exact, and with it the policy gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+import torch
+
+from .fairness import group_log_masses, nearest_fair
+from .rewards import FairnessReward, group_rewards
+
+
+class EnumeratedReward:
+    """
+    E[r(y)] over the named answers of a question (paper, section 4). Its gradient with the rewards held fixed is what
+    the policy gradient estimates from samples.
+
+    Args:
+        groups (`Sequence[str]`): the meanings that answers can have.
+        temperatures (`Sequence[float]`): at which the answers are to be fair; the expectation is the mean over them.
+        abstain_reward (`float`, *optional*): reward of any other answer; `None` looks at the named ones only, whose
+            probabilities count as if they summed to 1.
+        smoothing (`float`): see [`group_rewards`].
+        memory (`float`): see [`FairnessReward`].
+        question_share (`float`): share of the reward taken from each question's own imbalance.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[str],
+        temperatures: Sequence[float] = (1.0,),
+        abstain_reward: Optional[float] = None,
+        smoothing: float = 0.1,
+        memory: float = 0.0,
+        question_share: float = 0.0,
+    ) -> None:
+        self.groups = tuple(groups)
+        self.temperatures = list(temperatures)
+        self.abstain_reward = abstain_reward
+        self.smoothing = smoothing
+        self.question_share = question_share
+        # One for each temperature, which has majorities of its own. Without weights: whoever draws the questions shows
+        # each occupation as often as any other.
+        self.counts = [FairnessReward(groups, abstain_reward, smoothing, memory) for _ in self.temperatures]
+
+    def group_index(self, rows: Sequence[Mapping[str, Any]], like: torch.Tensor) -> torch.Tensor:
+        """Index of each answer's group, of the shape and on the device of `like`, 0 where there is no answer."""
+        group = torch.zeros(*like.shape, dtype=torch.long)
+        for i, row in enumerate(rows):
+            for j, meaning in enumerate(row["meanings"]):
+                group[i, j] = self.groups.index(meaning)
+        return group.to(like.device)
+
+    def _at(self, log_p: torch.Tensor, temperature: float) -> torch.Tensor:
+        """What the answers' probabilities count as at a temperature, shape `(questions, answers)`."""
+        p = (log_p / temperature).softmax(-1)
+        return p if self.abstain_reward is None else log_p.exp().sum(-1, keepdim=True) * p
+
+    def observe(self, rows: Sequence[Mapping[str, Any]], log_p: torch.Tensor) -> None:
+        """Count what the model says (log-probabilities, shape `(questions, answers)`) towards the majorities."""
+        group = self.group_index(rows, log_p)
+        for temperature, counted in zip(self.temperatures, self.counts, strict=True):
+            p = self._at(log_p.detach(), temperature)
+            by_group = p.new_zeros(len(rows), len(self.groups)).scatter_add(1, group, p)  # (questions, k)
+            counted.observe([(row["occupation"], v) for row, v in zip(rows, by_group.tolist(), strict=True)])
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]], log_p: torch.Tensor) -> torch.Tensor:
+        """
+        The expected reward of each question; what the model says is counted first.
+
+        Args:
+            rows (`Sequence[Mapping]`): ambiguous questions.
+            log_p (`torch.Tensor`): log-probabilities of their answers, shape `(questions, answers)`, -inf where a
+                question has fewer.
+
+        Returns:
+            `torch.Tensor`: shape `(questions,)`, differentiable in `log_p`.
+        """
+        self.observe(rows, log_p)
+        group = self.group_index(rows, log_p)
+        offered = torch.isfinite(group_log_masses(log_p.detach(), group, len(self.groups)))
+        expected = log_p.new_zeros(len(rows))
+        for temperature, counted in zip(self.temperatures, self.counts, strict=True):
+            p = self._at(log_p, temperature)
+            shares = torch.tensor([counted.shares(row["occupation"]) for row in rows], device=p.device)
+            reward = group_rewards(shares, self.smoothing)
+            if self.question_share:
+                own = p.new_zeros(len(rows), len(self.groups)).scatter_add(1, group, p.detach())
+                own = own / own.sum(-1, keepdim=True).clamp(min=torch.finfo(own.dtype).tiny)
+                own = group_rewards(own, self.smoothing, offered)
+                reward = torch.lerp(reward, own, self.question_share)
+            expected = expected + (p * reward.gather(1, group)).sum(-1) / len(self.temperatures)
+        if self.abstain_reward is not None:
+            expected = expected + self.abstain_reward * (1 - log_p.exp().sum(-1))
+        return expected
+
+    def tilt(
+        self, rows: Sequence[Mapping[str, Any]], log_p: torch.Tensor, base: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        What turns the KL to the base into the KL to the fair distribution nearest to it (see [`nearest_fair`]), up to
+        a constant: KL(steered || base) - E[tilt].
+
+        Args:
+            rows (`Sequence[Mapping]`): ambiguous questions.
+            log_p (`torch.Tensor`): the steered model's log-probabilities, shape `(questions, answers)`.
+            base (`torch.Tensor`): those of the base.
+
+        Returns:
+            E[tilt] and the least KL that fairness costs, in nats, each of shape `(questions,)`.
+        """
+        group = self.group_index(rows, log_p)
+        least, reward = nearest_fair(group_log_masses(base, group, len(self.groups)))
+        return (log_p.exp() * reward.gather(1, group)).sum(-1), least

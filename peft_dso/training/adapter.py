@@ -1,0 +1,104 @@
+"""The adapter that is trained: what it must be, and its pairs."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+from accelerate.utils import is_peft_model
+from peft import PeftConfig
+from torch import nn
+
+from ..objective import soft_threshold_, sparsity
+from ..tuner import DSOConfig, DSOLayer, is_norm, shift_unit
+from .units import ScaledSteps, like
+
+
+def check_adapter(model: Any) -> dict[str, torch.Tensor]:
+    """That a PeftModel holds a trainable DSO adapter "default"; returns copies of its vectors."""
+    config = model.peft_config.get("default")
+    if not isinstance(config, DSOConfig):
+        raise ValueError(
+            "The model must hold a DSO adapter called 'default'; it holds "
+            + ", ".join(f"{name!r} ({c.peft_type})" for name, c in model.peft_config.items())
+            + "."
+        )
+    vectors = {name: p for name, p in model.named_parameters() if ".dso_affine.default." in name}
+    if not any(p.requires_grad for p in vectors.values()):
+        raise ValueError("The adapter is frozen. Load it with PeftModel.from_pretrained(..., is_trainable=True).")
+    return {name: p.detach().clone() for name, p in vectors.items()}
+
+
+def check_vllm(model: Any, peft_config: Optional[PeftConfig]) -> None:
+    """TRL merges the adapter before each vLLM rollout; what cannot be merged would be lost."""
+    config: Any = model.peft_config["default"] if is_peft_model(model) else peft_config
+    norms = [m for m in model.modules() if is_norm(m)] if isinstance(model, nn.Module) else []
+    home = bool(norms) and all(getattr(norm, "bias", None) is not None for norm in norms)
+    if config.learn_shift and not home:
+        raise ValueError(
+            "use_vllm=True merges the adapter into the model for each rollout, and a shift cannot be merged into an "
+            "RMSNorm. Generate with transformers (use_vllm=False), or train with DSOConfig(learn_shift=False)."
+        )
+
+
+def adapter_layers(model: nn.Module) -> list[DSOLayer]:
+    """The steered norms of the adapter "default", in the model's order."""
+    return [m for m in model.modules() if isinstance(m, DSOLayer) and "default" in m.dso_affine]
+
+
+class PairSteps:
+    """
+    What an optimizer does not do to the pairs of an adapter: steps of the shift in units of its norm, and the l1
+    term's proximal step.
+
+    Args:
+        layers (`list[DSOLayer]`): the steered norms.
+        l1_coef (`float`): coefficient of the l1 term, whose shifts count in their units.
+        l1_until (`float`): share of the training in which it acts; afterwards the zeros stay zero and the others are
+            free of its pull (relaxed lasso, Meinshausen 2007).
+        unit (`str`): `"gain"` or `"plain"`, see [`DSOTrainerConfig`].
+    """
+
+    def __init__(self, layers: list[DSOLayer], l1_coef: float, l1_until: float, unit: str) -> None:
+        self.affines = [layer.dso_affine["default"] for layer in layers]
+        self.units = [None if unit == "plain" else shift_unit(layer.get_base_layer()) for layer in layers]
+        self.l1_coef, self.l1_until = l1_coef, l1_until
+        self._kept: Optional[list[tuple[nn.Parameter, torch.Tensor]]] = None
+
+    def _shifts(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
+        return [
+            (affine.shift, unit)
+            for affine, unit in zip(self.affines, self.units, strict=True)
+            if affine.shift is not None and unit is not None
+        ]
+
+    def scale_steps_of(self, optimizer: torch.optim.Optimizer) -> None:
+        """Have the optimizer's steps on the shifts count in their units."""
+        if self._shifts():
+            ScaledSteps(optimizer, self._shifts())
+
+    def before_step(self, progress: float) -> None:
+        """Note what the l1 steps have left, once they are over (`progress` is the share of the training done)."""
+        over = self.l1_coef and progress >= self.l1_until
+        self._kept = [(p, p != 0) for affine in self.affines for p in affine.parameters()] if over else None
+
+    @torch.no_grad()
+    def after_step(self, rate: float) -> None:
+        """The proximal step of `rate * l1_coef`, or, once they are over, keep the zeros."""
+        if self._kept is not None:
+            for parameter, kept in self._kept:
+                parameter.mul_(kept)
+        elif self.l1_coef:
+            for affine, unit in zip(self.affines, self.units, strict=True):
+                slope, shift = affine.slope, affine.shift
+                if slope is not None:
+                    soft_threshold_([slope], rate * self.l1_coef)
+                if shift is not None:
+                    scale = 1.0 if unit is None else like(unit, shift)
+                    shift.div_(scale)
+                    soft_threshold_([shift], rate * self.l1_coef)
+                    shift.mul_(scale)
+
+    def sparsity(self) -> tuple[float, float]:
+        """See [`~peft_dso.objective.sparsity`]."""
+        return sparsity([tuple(affine.parameters()) for affine in self.affines])

@@ -1,0 +1,45 @@
+"""What happens at the turns of transformers' training loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ..tuner import get_steering_strength, set_steering_strength
+
+
+STATE_KEY = "DSOTrainer"  # in trainer_state.json
+
+
+class DSOCallback(TrainerCallback):
+    """Ties the trainer's own state to the run of transformers' loop."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.strength: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.strength = get_steering_strength(self.trainer._dso_model, "default")
+        self.trainer.scorer.decide(self.trainer.model, self.trainer.probe_rows())
+        set_steering_strength(self.trainer._dso_model, 1.0, "default")
+        saved = state.stateful_callbacks.get(STATE_KEY)
+        if isinstance(saved, dict):
+            self.trainer.beta = saved["beta"]
+            self.trainer.neutral_weight = saved.get("neutral_weight", self.trainer.neutral_weight)
+            for reward, counts in zip(self.trainer.counting_rewards(), saved["fairness_rewards"]):
+                reward.load_state_dict(counts)
+        elif args.warm_start and self.trainer.fairness_reward is not None:
+            self.trainer.observe_first_pass()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._micro_step = 0
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.before_optimizer_step()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        self.trainer.after_optimizer_step(optimizer)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        set_steering_strength(self.trainer._dso_model, self.strength, "default")

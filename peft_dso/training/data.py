@@ -1,0 +1,67 @@
+"""The rows that a trainer draws from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
+
+from torch.utils.data import Dataset
+
+
+class QuestionRows(Dataset[dict[str, Any]]):
+    """
+    Questions as they are, in the order given. All rows have all columns, `None` where a row lacks one, so that the
+    first of a batch does not decide what the others have; prompts of text and conversations, with and without
+    pictures, stand side by side, which a table of `datasets` does not allow.
+
+    Args:
+        rows (`Sequence[Mapping]`): questions.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.column_names = list(dict.fromkeys(column for row in rows for column in row))
+        self.rows = [{column: row.get(column) for column in self.column_names} for row in rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+    @overload
+    def __getitem__(self, key: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, key: str) -> list[Any]: ...
+
+    def __getitem__(self, key: int | str) -> Any:
+        """A row by its number, or a column by its name."""
+        return [row[key] for row in self.rows] if isinstance(key, str) else self.rows[key]
+
+
+def as_rows(dataset: Any, name: str, required: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """
+    A dataset as a list of rows.
+
+    Args:
+        dataset (`Dataset` or `list[dict]`): the rows.
+        name (`str`): what an error calls it.
+        required (`Sequence[str]`): columns that no row may lack.
+
+    Returns:
+        `list[dict]`: copies of the rows.
+
+    Raises:
+        TypeError: it is neither a dataset nor a list.
+        ValueError: it is missing, or a row lacks a column.
+    """
+    if dataset is None:
+        raise ValueError(f"{name} is missing: give a datasets.Dataset or a list of rows.")
+    if isinstance(dataset, (str, Mapping)) or not hasattr(dataset, "__len__"):
+        raise TypeError(f"{name} must be a datasets.Dataset or a list of rows, got {type(dataset).__name__}.")
+    rows = [dict(row) for row in dataset]
+    for number, row in enumerate(rows):
+        for column in required:
+            if not row.get(column):
+                raise ValueError(f"{name}, row {number}: the column {column!r} is missing or empty.")
+    return rows

@@ -1,0 +1,65 @@
+"""What a training says of itself."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Optional
+
+import torch
+from pandas import DataFrame
+from transformers.utils import logging
+
+from ..objective import imbalance
+from .objective import ObjectiveTrainer
+
+
+logger = logging.get_logger(__name__)
+
+
+class LoggingTrainer(ObjectiveTrainer):
+    """The part of the trainer that logs."""
+
+    def why_it_ended(self) -> str:
+        """In a sentence, how far the training has come and what bound it."""
+        last: dict[str, float] = {}
+        for entry in self.state.log_history[-5:]:
+            last.update({key: value for key, value in entry.items() if isinstance(value, (int, float))})
+        ratio = last.get("kl", 0.0) / last["least_kl"] if last.get("least_kl") else float("nan")
+        held = []
+        if self.beta > self.args.beta * 1.01:
+            held.append(f"the cap on the KL was holding it (multiplier {self.beta:.2f})")
+        if self.neutral_weight > self.args.neutral_coef * 1.01:
+            held.append(f"neutral text was holding it (weight {self.neutral_weight:.2f})")
+        return (
+            f"Ended after {self.state.global_step} of {self.state.max_steps} steps: bias "
+            f"{last.get('per_occupation_bias', float('nan')):.3f} on the last batches, KL {ratio:.1f} times the least"
+            + (", and " + " and ".join(held) if held else "")
+            + "."
+        )
+
+    def worst_occupations(self, most: int = 5) -> list[tuple[str, list[float]]]:
+        """The occupations whose latest counted answers are the most unequal, and the groups' shares of each."""
+        reward = self.fairness_reward
+        shares = {} if reward is None else {name: reward.shares(name) for name in reward.counts}
+        return sorted(shares.items(), key=lambda item: -float(imbalance(torch.tensor(item[1]))))[:most]
+
+    def log(self, logs: dict[str, float], start_time: Optional[float] = None) -> None:
+        """Log the metrics of TRL and of the objective, and at level INFO the worst occupations."""
+        super().log(logs, start_time)
+        worst = self.worst_occupations()
+        if worst and self.accelerator.is_main_process:
+            lines = (
+                f"{name}: " + ", ".join(f"{g} {s:.2f}" for g, s in zip(self.groups, shares)) for name, shares in worst
+            )
+            logger.info("Most unequal occupations: " + "; ".join(lines))
+            table = DataFrame(
+                [(self.state.global_step, name, *shares) for name, shares in worst],
+                columns=["step", "occupation", *self.groups],
+            )
+            for tracker in self._trackers():
+                tracker.log({"worst_occupations": tracker.Table(dataframe=table)})
+
+    def _trackers(self) -> list[Any]:
+        """The modules of the trackers that take tables, as TRL uses them for its completions."""
+        trackers = [import_module(name) for name in ("wandb", "trackio") if name in (self.args.report_to or ())]
+        return [t for t in trackers if t.__name__ != "wandb" or t.run is not None]

@@ -1,0 +1,146 @@
+"""The objective of a step, on what the model and its base say."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+
+from ..objective import EnumeratedReward, imbalance, kl_divergence, occupation_shares, occupation_weights
+from ..scoring import EncodedQuestion, Scores, score
+from .config import DSOTrainerConfig
+from .publish import PublishingTrainer
+from .scorer import Scorer
+
+
+class ObjectiveTrainer(PublishingTrainer):
+    """The part of the trainer that computes its loss."""
+
+    args: DSOTrainerConfig
+    beta: float  # the KL's multiplier, TRL's; changed by the cap
+    neutral_weight: float  # that of the KL on neutral text
+    enumerated: EnumeratedReward
+    fairness_reward: Any
+    scorer: Scorer
+    neutral: list[tuple[int, ...]]
+    train_dataset: Any
+    _micro_step: int
+    _evaluated: list[tuple[str, list[float]]]
+
+    def _generator(self, purpose: str, micro_step: int) -> torch.Generator:
+        """Random numbers that depend on the seed and the step alone: the same on all ranks and after a resume."""
+        seed = random.Random(f"{purpose} {self.args.seed} {self.state.global_step} {micro_step}").getrandbits(63)
+        return torch.Generator().manual_seed(seed)
+
+    def _draw(self, purpose: str, population: Sequence[Any], size: int) -> list[Any]:
+        """This process's share of a draw for this step; the same after a resume."""
+        if not population:
+            return []
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        generator = self._generator(purpose, self._micro_step)
+        chosen = torch.randint(len(population), (size * processes,), generator=generator)
+        return [population[i] for i in chosen[rank * size : (rank + 1) * size].tolist()]
+
+    def _draw_neutral(self) -> list[EncodedQuestion]:
+        """Every beginning of some neutral texts: laid out as tries they share all of their tokens."""
+        texts = self._draw("neutral", self.neutral, self.args.neutral_batch_size)
+        if self.scorer.packs:
+            return [EncodedQuestion(text[:end], ()) for text in texts for end in range(1, len(text) + 1)]
+        generator = self._generator("beginnings", self._micro_step)
+        return [
+            EncodedQuestion(text[: int(end) + 1], ())
+            for text in texts
+            for end in torch.randint(len(text), (2,), generator=generator)
+        ]
+
+    @property
+    def _dso_model(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model)
+
+    def _enumerated_loss(
+        self, model: nn.Module, rows: list[dict[str, Any]], retained: list[dict[str, Any]], mode: str
+    ) -> torch.Tensor:
+        """
+        -E[r] + beta KL + retain_coef KL_retained + neutral_coef KL_neutral, the expectation over the named answers
+        exact. With `kl_target="fair"` the KL of ambiguous questions is that to the fair distribution nearest to the
+        base, up to a constant (see [`~peft_dso.objective.nearest_fair`]).
+        """
+        rows, settled = ([row for row in rows if (row.get("right") is None) == open_] for open_ in (True, False))
+        retained = [*settled, *retained]
+        neutral = self._draw_neutral() if mode == "train" else []
+        encoded = [*map(self.scorer.encode, [*rows, *retained]), *neutral]
+        scores = self.scorer.score(model, encoded)
+        n, m = len(rows), len(rows) + len(retained)
+        loss = scores.decision.new_zeros(())
+        if rows:
+            loss = self._open_loss(rows, scores[:n], encoded[:n], mode)
+        if retained:
+            kl, _ = self._kl(scores[n:m], encoded[n:m], "retain_kl", mode)
+            loss = loss + self.args.retain_coef * kl.mean()
+        if settled:
+            right = torch.tensor([row["right"] for row in settled], device=scores.answers.device)
+            correct = (scores.answers[n : n + len(settled)].argmax(-1) == right).float()
+            self._metrics[mode]["accuracy"].append(self.accelerator.gather(correct).mean().item())
+        if neutral:
+            kl, _ = self._kl(scores[m:], encoded[m:], "neutral_kl", mode)
+            loss = loss + self.neutral_weight * kl.mean()
+        return loss
+
+    def _open_loss(
+        self, rows: list[dict[str, Any]], scores: Scores, encoded: list[EncodedQuestion], mode: str
+    ) -> torch.Tensor:
+        """-E[r] + beta KL of ambiguous questions."""
+        log_p = scores.answers[:, : max(len(row["answers"]) for row in rows)]
+        expected = self.enumerated(rows, log_p)
+        kl, base = self._kl(scores, encoded, "kl", mode)
+        tilt, least = self.enumerated.tilt(rows, log_p, base.answers[:, : log_p.shape[1]].to(log_p.device))
+        if self.args.kl_target == "fair":
+            kl = kl - tilt
+        counts = occupation_weights(gather_object([row["occupation"] for row in rows]))
+        weight = torch.tensor([counts[row["occupation"]] for row in rows], device=log_p.device)
+        for name, values in (
+            ("reward", expected),
+            ("least_kl", least),
+            ("abstention", 1 - log_p.exp().sum(-1)),
+        ):
+            self._metrics[mode][name].append(self.accelerator.gather(values.detach()).mean().item())
+        self._log_bias(mode)
+        return -(weight * expected).mean() + self.beta * kl.mean()
+
+    def _kl(self, scores: Scores, encoded: list[EncodedQuestion], name: str, mode: str) -> tuple[torch.Tensor, Scores]:
+        """KL(steered || base) of the next-token distribution where each answer is decided, and what the base says."""
+        base = self.scorer.base(self.model, encoded)
+        kl = kl_divergence(scores.decision, base.decision.to(scores.decision.device))
+        self._metrics[mode][name].append(self.accelerator.gather(kl.detach()).mean().item())
+        return kl, base
+
+    def observe_first_pass(self) -> None:
+        """Count what the model says to all training questions (`warm_start`); each process scores a share of them."""
+        rows = [*self.train_dataset][self.accelerator.process_index :: self.accelerator.num_processes]
+        log_p = torch.full((len(rows), max(len(row["answers"]) for row in rows)), -torch.inf)
+        encoded = [self.scorer.encode(row) for row in rows]
+        for numbers, scores in score(self.model, encoded, packed=bool(self.scorer.packs)):
+            log_p[numbers, : scores.answers.shape[1]] = scores.answers.float().cpu()
+        self.enumerated.observe(rows, log_p)
+
+    def _log_bias(self, mode: str) -> None:
+        """Per-occupation bias and gap of the answers observed last; in an evaluation, of all of its answers so far."""
+        if self.fairness_reward is None:
+            return
+        if mode == "eval":
+            self._evaluated += self.fairness_reward.latest
+        said = self._evaluated if mode == "eval" else self.fairness_reward.latest
+        names = sorted({name for name, _ in said})
+        if not names:
+            return
+        index = torch.tensor([names.index(name) for name, _ in said])
+        shares = occupation_shares(torch.tensor([values for _, values in said]), index, len(names))
+        found = {"per_occupation_bias": imbalance(shares).mean().item()}
+        if set(self.groups) == {"pro", "anti"}:
+            found["stereotype_gap"] = (shares[:, self.groups.index("pro")] * 2 - 1).mean().item()
+        for key, value in found.items():
+            self._metrics[mode][key] = [value] if mode == "eval" else [*self._metrics[mode][key], value]

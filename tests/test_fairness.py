@@ -1,0 +1,139 @@
+"""The fair distribution nearest to the base, the expectation of the reward, and units of the shift."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from peft_dso.objective import EnumeratedReward, group_log_masses, group_rewards, nearest_fair
+from peft_dso.training.units import ScaledSteps
+from peft_dso.tuner import shift_unit
+
+
+def kl(p, q):
+    return float((p * (p / q).log()).sum())
+
+
+def test_the_least_kl_of_two_groups_is_the_formula():
+    """M (-ln(4 p q) / 2), and the distribution that has it: both groups M / 2, all else as it was."""
+    base = torch.tensor([[0.30, 0.05, 0.40, 0.25]])  # pro, anti, two other words
+    least, reward = nearest_fair(base[:, :2].log())
+    p, q, mass = 0.30 / 0.35, 0.05 / 0.35, 0.35
+    assert least.item() == pytest.approx(mass * -math.log(4 * p * q) / 2, rel=1e-6)
+    fair = torch.tensor([0.175, 0.175, 0.40, 0.25])
+    assert least.item() == pytest.approx(kl(fair, base[0]), rel=1e-5)
+    tilted = base[0].clone()
+    tilted[:2] *= reward[0].exp()
+    assert torch.allclose(tilted / tilted.sum(), fair, atol=1e-6)
+
+
+def test_no_fair_distribution_of_the_same_mass_is_nearer():
+    generator = torch.Generator().manual_seed(0)
+    base = torch.rand(5, generator=generator).softmax(0)
+    least, _ = nearest_fair(base[None, :3].log())
+    logits = torch.zeros(2, requires_grad=True)  # what is left, of any shape
+    optimizer = torch.optim.Adam([logits], 0.05)
+    mass = base[:3].sum()
+    for _ in range(400):
+        q = torch.cat([(mass / 3).expand(3), (1 - mass) * logits.softmax(0)])
+        cost = (q * (q / base).log()).sum()
+        optimizer.zero_grad(), cost.backward(), optimizer.step()
+    assert least.item() == pytest.approx(cost.item(), rel=1e-4)
+
+
+def test_the_reward_is_what_makes_the_kl_penalised_optimum_fair():
+    """arg max E[r] - KL(. || base), found by gradient ascent over all distributions."""
+    base = torch.tensor([0.5, 0.1, 0.3, 0.1])
+    _, reward = nearest_fair(base[None, :2].log())
+    r = torch.cat([reward[0], torch.zeros(2)])
+    logits = torch.zeros(4, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], 0.05)
+    for _ in range(500):
+        q = logits.softmax(0)
+        loss = -(q * r).sum() + (q * (q / base).log()).sum()
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
+    assert torch.allclose(q.detach(), torch.tensor([0.3, 0.3, 0.3, 0.1]), atol=2e-3)
+
+
+def test_a_group_that_is_not_offered_costs_nothing_and_earns_nothing():
+    log_p = torch.tensor([[0.2, 0.1, 0.1]]).log()
+    masses = group_log_masses(log_p, torch.tensor([[0, 2, 2]]), 3)
+    assert torch.allclose(masses.exp(), torch.tensor([[0.2, 0.0, 0.2]]))
+    least, reward = nearest_fair(masses)
+    assert least.item() == pytest.approx(0, abs=1e-7) and reward.abs().max() < 1e-6
+    assert group_rewards(torch.tensor([[0.5, 0.0, 0.5]]), 0.1, torch.tensor([[True, False, True]])).abs().max() < 1e-6
+
+
+def test_masses_of_an_absent_group_send_back_no_nan():
+    log_p = torch.tensor([[0.2, 0.1]]).log().requires_grad_()
+    masses = group_log_masses(log_p, torch.tensor([[0, 0]]), 2)
+    masses[:, 0].sum().backward()
+    assert torch.allclose(log_p.grad, torch.tensor([[2 / 3, 1 / 3]]))
+    assert masses[0, 1] == -math.inf
+
+
+ROWS = [
+    {"occupation": "nurse", "meanings": ["pro", "anti"]},
+    {"occupation": "nurse", "meanings": ["anti", "pro"]},
+    {"occupation": "driver", "meanings": ["pro", "anti"]},
+]
+
+
+def test_the_expected_reward_and_its_gradient():
+    """At temperatures 1 and 0.5, a half by question, against the formulas written out."""
+    log_p = torch.tensor([[0.4, 0.1], [0.2, 0.2], [0.1, 0.3]]).log().requires_grad_()
+    expected = EnumeratedReward(("pro", "anti"), (1.0, 0.5), smoothing=0.3, question_share=0.5)(ROWS, log_p)
+    by_hand = torch.zeros(3)
+    p0 = log_p.detach().exp()
+    for temperature in (1.0, 0.5):
+        p = p0 ** (1 / temperature)
+        p = p / p.sum(1, keepdim=True)
+        lean = [p[0, 0] - p[0, 1], p[1, 1] - p[1, 0], p[2, 0] - p[2, 1]]  # pro less anti
+        m = {"nurse": (lean[0] + lean[1]) / 2, "driver": lean[2]}
+        for i, row in enumerate(ROWS):
+            pay = -sum(0.5 * max(-1.0, min(1.0, float(x) / 0.3)) for x in (m[row["occupation"]], lean[i]))
+            by_hand[i] += lean[i] * pay / 2
+    assert torch.allclose(expected.detach(), by_hand, atol=1e-6)
+    expected.sum().backward()
+    # Rewards are held fixed: the gradient of p_pro - p_anti = tanh((l_pro - l_anti) / 2T) times its reward.
+    total = torch.zeros(3, 2)
+    for temperature in (1.0, 0.5):
+        q = log_p.detach().requires_grad_()
+        p = (q / temperature).softmax(1)
+        lean = torch.stack([p[0, 0] - p[0, 1], p[1, 1] - p[1, 0], p[2, 0] - p[2, 1]])
+        m = torch.stack([(lean[0] + lean[1]) / 2] * 2 + [lean[2]])
+        pay = -0.5 * ((m / 0.3).clamp(-1, 1) + (lean / 0.3).clamp(-1, 1)).detach()
+        total += torch.autograd.grad((lean * pay).sum() / 2, q)[0]
+    assert torch.allclose(log_p.grad, total, atol=1e-6)
+
+
+def test_a_step_is_scaled_by_its_unit_and_by_nothing_else():
+    a, b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([a, b], 0.1)
+    ScaledSteps(optimizer, [(b, torch.tensor([1.0, 10.0, 0.5]))])
+    for _ in range(3):
+        optimizer.zero_grad()
+        (a + b).sum().backward()
+        optimizer.step()
+    assert torch.allclose(1 - b.detach(), (1 - a.detach()) * torch.tensor([1.0, 10.0, 0.5]), rtol=1e-5)
+
+
+class OneMore(nn.Module):
+    """A norm that multiplies by 1 + weight, as Gemma's."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.0, 3.0, -0.999]))
+
+    def forward(self, x):
+        return x * (1 + self.weight)
+
+
+def test_the_unit_of_a_shift_is_the_gain():
+    norm = nn.RMSNorm(3)
+    norm.weight.data = torch.tensor([-2.0, 0.5, 0.001])
+    size = math.sqrt((4 + 0.25 + 1e-6) / 3)
+    assert torch.allclose(shift_unit(norm), torch.tensor([2.0, 0.5, 0.1 * size]))
+    assert torch.allclose(shift_unit(OneMore()), torch.tensor([1.0, 4.0, 0.1 * math.sqrt((1 + 16 + 1e-6) / 3)]))
+    assert torch.equal(shift_unit(nn.LayerNorm(4, elementwise_affine=False)), torch.ones(4))

@@ -1,0 +1,174 @@
+"""The trainer's recipe: what it takes, what holds it, and what it says."""
+
+import pytest
+import torch
+from models import OCCUPATIONS, tiny_questions, tiny_tokenizer
+from PIL import Image
+from test_trainer import RIGHT, config, leaning, trainer, vectors
+from vision import build_vision
+
+from peft_dso import DSOConfig, DSOTrainer, DSOTrainerConfig, get_steering_strength
+
+
+FAIR = {"kl_target": "fair", "abstain_reward": None, "max_kl": None}
+
+
+def history(job, key):
+    return [entry[key] for entry in job.state.log_history if key in entry]
+
+
+@pytest.mark.parametrize(("batch", "each"), [(9, 3), (1, 1), (3, 1)])
+def test_batches_that_enumeration_can_do_are_taken(tmp_path, batch, each):
+    job = trainer(tmp_path, per_device_train_batch_size=batch, questions_per_occupation=each, max_steps=1)
+    assert len(next(iter(job.get_train_dataloader()))) == batch
+    job.train()
+    with pytest.raises(ValueError, match="not a multiple of questions_per_occupation=2"):
+        config(tmp_path, per_device_train_batch_size=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kl_target": "near"}, "kl_target='near'"),
+        ({"shift_unit": "metre"}, "shift_unit='metre'"),
+        ({"max_kl_ratio": 0.0}, "max_kl_ratio=0.0"),
+        ({"max_neutral_kl": -1.0}, "max_neutral_kl=-1.0"),
+        ({"neutral_coef": -1.0}, "neutral_coef=-1.0"),
+    ],
+)
+def test_settings_out_of_range(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **changes)
+
+
+def test_being_held_to_the_nearest_fair_distribution_costs_no_fairness(tmp_path):
+    """A heavy KL to the base keeps the bias; to the nearest fair distribution it takes it away."""
+    left = {}
+    for target in ("base", "fair"):
+        job = trainer(tmp_path, max_steps=60, beta=20.0, **{**FAIR, "kl_target": target})
+        job.train()
+        bias = history(job, "per_occupation_bias")
+        left[target] = sum(bias[-4:]) / sum(bias[:2]) * 2 / 4
+    assert left["fair"] < 0.3 < 0.6 < left["base"]
+
+
+def test_the_cap_in_multiples_of_the_least_kl(tmp_path):
+    settings = {"max_steps": 40, "learning_rate": 3e-2, "beta": 0.1, "kl_rate": 3.0, **FAIR, "kl_target": "base"}
+    tight, loose = (trainer(tmp_path, max_kl_ratio=ratio, **settings) for ratio in (0.2, 50.0))
+    for job in (tight, loose):
+        job.train()
+    assert max(history(tight, "beta")) > 0.12
+    assert set(history(loose, "beta")) == {0.1}  # it never falls below where it began
+    spent = [sum(history(job, "kl")[-5:]) / sum(history(job, "least_kl")[-5:]) for job in (tight, loose)]
+    assert spent[0] < 0.9 * spent[1]
+    tight.beta = 0.2
+    assert "the cap on the KL was holding it (multiplier 0.20)" in tight.why_it_ended()
+    assert "cap" not in loose.why_it_ended() and "40 of 40 steps" in loose.why_it_ended()
+
+
+def test_neutral_text_is_held(tmp_path):
+    texts = ["The clerk said that he", "The driver was late because the farmer"]
+    found = {}
+    for coef in (0.0, 50.0):
+        job = DSOTrainer(
+            model=leaning(),
+            args=config(tmp_path, max_steps=25, neutral_coef=coef, max_neutral_kl=None, learning_rate=2e-2, **FAIR),
+            train_dataset=tiny_questions(),
+            neutral_texts=texts,
+            processing_class=tiny_tokenizer(),
+        )
+        job.train()
+        ids = tiny_tokenizer()(texts[0], return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            steered = job.model(ids).logits.log_softmax(-1)
+            with job.model.disable_adapter():
+                base = job.model(ids).logits.log_softmax(-1)
+        found[coef] = float((steered.exp() * (steered - base)).sum(-1).mean())
+        assert bool(history(job, "neutral_kl")) == bool(coef)
+    assert found[50.0] < found[0.0] / 5
+
+
+def test_an_evaluation_within_a_training_is_at_strength_one(tmp_path):
+    """With strengths that are drawn anew at every step; the drawn one is there again afterwards."""
+    job = trainer(
+        tmp_path, training_strength="uniform", max_steps=3, eval_dataset=tiny_questions(), eval_strategy="steps",
+        eval_steps=1,
+    )  # fmt: skip
+    seen, around = [], []
+    plain = job._enumerated_loss
+
+    def spy(model, rows, retained, mode):
+        (seen if mode == "eval" else around).append(get_steering_strength(job.model))
+        return plain(model, rows, retained, mode)
+
+    job._enumerated_loss = spy
+    job.train()
+    assert set(seen) == {1.0} and len(set(around)) == 3 and 1.0 not in around
+
+
+def test_evaluation_rows_with_a_right_answer_are_no_bias(tmp_path):
+    job = trainer(tmp_path, eval_dataset=tiny_questions() + RIGHT, per_device_eval_batch_size=64)
+    both = job.evaluate()
+    alone = trainer(tmp_path, eval_dataset=tiny_questions(), per_device_eval_batch_size=64).evaluate()
+    assert both["eval_per_occupation_bias"] == pytest.approx(alone["eval_per_occupation_bias"], abs=1e-6)
+    right = sum(_says(job.model, row["prompt"])[0] > _says(job.model, row["prompt"])[1] for row in RIGHT)
+    assert both["eval_accuracy"] == pytest.approx(right / len(RIGHT)) and "eval_accuracy" not in alone
+
+
+def _says(model, prompt):
+    tokenizer = tiny_tokenizer()
+    with torch.no_grad():
+        logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
+    return [float(logits[tokenizer.convert_tokens_to_ids(word)]) for word in ("he", "she")]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: {**row, "meanings": ["male", "female"]}, "eval_dataset: Question 0: the meaning 'female'"),
+        (lambda row: {k: v for k, v in row.items() if k != "meanings"}, "eval_dataset: Question 0: the column 'mean"),
+    ],
+)
+def test_a_bad_evaluation_set_is_refused_at_once(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, eval_dataset=[change(row) for row in tiny_questions()])
+
+
+def test_text_and_pictures_train_together_whichever_comes_first(tmp_path):
+    model, processor = build_vision("llava")
+
+    def row(name, picture, **more):
+        made = {"prompt": [{"role": "user", "content": f"Who is the {name} ?"}], "occupation": name,
+                "answers": ["A", "B"], "meanings": ["pro", "anti"], "right": None, **more}  # fmt: skip
+        return {**made, "images": [picture]} if picture else made
+
+    rows = [row(name, None) for name in ("nurse", "driver")]
+    rows += [
+        row(name, Image.new("RGB", (16, 16), (60 * i, 0, 0)), pair=f"{name}/{i}", first=0)
+        for i in range(3)
+        for name in ("nurse", "driver")
+    ]
+    args = config(tmp_path, max_steps=2, per_device_train_batch_size=8, questions_per_occupation=4)
+    job = DSOTrainer(model=model, args=args, train_dataset=rows, processing_class=processor, peft_config=DSOConfig())
+    kept = list(job.train_dataset)
+    assert [bool(r["images"]) for r in kept] == [False] * 2 + [True] * 6
+    assert [r["pair"] for r in kept] == [r.get("pair") for r in rows] and [r["first"] for r in kept][2:] == [0] * 6
+    start = vectors(job.model)
+    job.train()
+    assert all(not torch.equal(start[name], value) for name, value in vectors(job.model).items())
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path):
+    job = trainer(tmp_path, max_steps=1)
+    with torch.no_grad():
+        next(p for n, p in job.model.named_parameters() if n.endswith("slope")).fill_(float("inf"))
+    with pytest.raises((FloatingPointError, ValueError), match="loss is|NaN or infinity"):
+        job.train()
+
+
+def test_the_defaults_are_one_recipe():
+    """No option is needed, and what is rewarded are the named answers."""
+    args = DSOTrainerConfig("out", use_cpu=True)
+    assert args.rollouts == "enumerate" and args.abstain_reward is None and args.kl_target == "fair"
+    assert args.max_steps > 0 and args.max_kl_ratio and args.neutral_coef and args.l1_coef
+    assert set(OCCUPATIONS)
