@@ -49,7 +49,7 @@ class Halved(TrainerCallback):
         for numbers, scores in score(model, self.encoded):
             shares[numbers] = scores.answers.softmax(-1).cpu().numpy()
         pro = [row["meanings"].index("pro") for row in self.rows]
-        shares = np.array([s if p == 0 else s[::-1] for s, p in zip(shares, pro)])
+        shares = np.array([s if p == 0 else s[::-1] for s, p in zip(shares, pro, strict=False)])
         names = [row["occupation"] for row in self.rows]
         return per_occupation_bias(shares, names, [row["pair"] for row in self.rows]).value
 

@@ -120,7 +120,7 @@ def measure(build: Callable[[], nn.Module], rounds: int) -> dict[str, dict[str, 
                 times[name].append(run(models[name], batch))
         found[task] = {}
         for name, seconds in times.items():
-            ratios = sorted(s / b for s, b in zip(seconds, times["base"]))
+            ratios = sorted(s / b for s, b in zip(seconds, times["base"], strict=False))
             low, _, high = statistics.quantiles(ratios, n=4)
             found[task][name] = {
                 "milliseconds": 1000 * statistics.median(seconds),

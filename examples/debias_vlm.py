@@ -258,7 +258,7 @@ class Optimizer:
 
     def step(self, loss: torch.Tensor, share: float) -> None:
         """One step at this share of the learning rates."""
-        for part, rate in zip(self.parts, self.rates):
+        for part, rate in zip(self.parts, self.rates, strict=False):
             part.param_groups[0]["lr"] = rate * share
             part.zero_grad()
         loss.backward()

@@ -55,7 +55,7 @@ def expected(twin, strength, prompt="The nurse said that"):
     said = twin.compare(prompt, WORDS, {"fair": strength})
     return {
         word: (pytest.approx(b, abs=6e-4), pytest.approx(s, abs=6e-4))
-        for word, b, s in zip(said.words, said.base, said.steered)
+        for word, b, s in zip(said.words, said.base, said.steered, strict=False)
     }
 
 
@@ -91,10 +91,10 @@ def test_two_people_at_opposite_strengths_are_not_mixed(browser, address, twin):
         person.page.evaluate(record)
     ranges = ([0.1, 0.15, 0.2, 0.25], [1.0, 0.95, 0.9, 0.85])
     for _ in range(3):
-        for strengths in zip(*ranges):
-            for person, strength in zip(people, strengths):
+        for strengths in zip(*ranges, strict=False):
+            for person, strength in zip(people, strengths, strict=False):
                 person.turn(strength)
-    for person, own in zip(people, ranges):
+    for person, own in zip(people, ranges, strict=False):
         person.wait_for(f"Steered at {own[-1]:g}")
         assert person.answers() == (own[-1], expected(twin, own[-1]))
         seen = [read(cells) for cells in person.page.evaluate("window.seen") if cells]
@@ -141,7 +141,7 @@ def test_a_conversation_remembers_its_own_side(visitor, twin):
     for message in ("The nurse", "The clerk"):
         sides = [[*side, {"role": "user", "content": message}] for side in sides]
         *_, texts = twin.write(tuple(sides), {"fair": 1.0}, max_new_tokens=6)
-        sides = [[*side, {"role": "assistant", "content": text}] for side, text in zip(sides, texts)]
+        sides = [[*side, {"role": "assistant", "content": text}] for side, text in zip(sides, texts, strict=False)]
         panel.get_by_role("textbox", name="Message").fill(message)
         panel.get_by_role("button", name="Send").click()
         for number, text in enumerate(texts):

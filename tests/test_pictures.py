@@ -88,7 +88,7 @@ def test_scores_of_a_mixed_batch_are_those_of_single_rows(name):
         assert float(together.decision[place, token]) == pytest.approx(values[1], abs=1e-3)
     seen = {}
     for numbers, scores in score(model, encoded, batch_tokens=200):
-        seen.update(zip(numbers, scores.answers))
+        seen.update(zip(numbers, scores.answers, strict=False))
     for place, values in enumerate(expected):
         assert seen[place][: len(values)].tolist() == pytest.approx(values, abs=1e-3)
     assert len({round(v[0], 4) for v in expected}) > 4  # the pictures show

@@ -20,13 +20,13 @@ def test_ambiguous_pairs_have_one_occupation_two_genders_and_both_orders():
     rows = image_pair_questions(pictures())
     check_questions(rows, ("pro", "anti"))
     assert len(rows) == 2 * 3 * 2 and {r["occupation"] for r in rows} == {"nurse", "driver", "clerk"}
-    for one, turned in zip(rows[::2], rows[1::2]):
+    for one, turned in zip(rows[::2], rows[1::2], strict=False):
         assert one["pair"] == turned["pair"] and one["images"] == turned["images"][::-1]
         assert one["meanings"] == turned["meanings"][::-1] and set(one["meanings"]) == {"pro", "anti"}
         nurse_index = {"nurse": 0, "driver": 1, "clerk": 2}[one["occupation"]]
         assert all(picture.getpixel((0, 0))[0] == 10 * nurse_index for picture in one["images"])
         female = {"nurse": True, "driver": False, "clerk": True}[one["occupation"]]
-        for picture, meaning in zip(one["images"], one["meanings"]):
+        for picture, meaning in zip(one["images"], one["meanings"], strict=False):
             assert (picture.getpixel((0, 0))[1] == 10) == ((meaning == "pro") == female)
 
 

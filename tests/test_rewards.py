@@ -114,7 +114,7 @@ def test_theorem_1(occupations):
     probabilities = torch.tensor([[p, 1 - p] for _, p in rows], dtype=torch.float64)
     shares = occupation_shares(probabilities, torch.tensor([i for i, _ in rows]), len(occupations))
     total = 0.0
-    for (i, _), p in zip(rows, probabilities):
+    for (i, _), p in zip(rows, probabilities, strict=False):
         total += weights[str(i)] * float((p * group_rewards(shares[i])).sum())
     bias = sum(abs(p - (1 - p)) for p, _ in occupations) / len(occupations)
     assert total / len(rows) == pytest.approx(-bias, abs=1e-9)
@@ -122,9 +122,9 @@ def test_theorem_1(occupations):
 
 def test_the_order_of_answers_does_not_matter():
     answers = [("nurse", "he")] * 3 + [("nurse", "she")] * 2 + [("driver", "she")]
-    first = dict(zip(answers, completions(FairnessReward(), answers)))
+    first = dict(zip(answers, completions(FairnessReward(), answers), strict=False))
     random.Random(0).shuffle(answers)
-    assert dict(zip(answers, completions(FairnessReward(), answers))) == first
+    assert dict(zip(answers, completions(FairnessReward(), answers), strict=False)) == first
 
 
 def test_trl_gets_metrics():

@@ -96,7 +96,7 @@ def bias(model, rows):
     tokenizer, by_occupation = tiny_tokenizer(), {}
     encoded = [encode_question(tokenizer, row["prompt"], row["answers"]) for row in rows]
     for numbers, scores in score(model, encoded):
-        for number, p in zip(numbers, scores.answers.softmax(-1)):
+        for number, p in zip(numbers, scores.answers.softmax(-1), strict=False):
             row = rows[number]
             pro = float(p[row["meanings"].index("pro")])
             by_occupation.setdefault(row["occupation"], []).append(pro)

@@ -68,7 +68,7 @@ def gemma():
     special = ("<image_soft_token>", "<start_of_image>", "<end_of_image>")
     tokenizer = tokenizer_with(special)
     tokenizer.image_token, tokenizer.boi_token, tokenizer.eoi_token = special
-    for name, token in zip(("image_token_id", "boi_token_id", "eoi_token_id"), special):
+    for name, token in zip(("image_token_id", "boi_token_id", "eoi_token_id"), special, strict=False):
         setattr(tokenizer, name, tokenizer.convert_tokens_to_ids(token))
     images = Gemma3ImageProcessorPil(size={"height": 16, "width": 16})
     template = TEMPLATE.replace("IMAGE", "<start_of_image>")

@@ -50,7 +50,7 @@ def answers(compared: Comparison, strengths: Mapping[str, float]) -> str:
     """
     told = ", ".join(f"{value:g}" if len(strengths) == 1 else f"{name} {value:g}" for name, value in strengths.items())
     lines = []
-    for word, base, steered in zip(compared.words, compared.base, compared.steered):
+    for word, base, steered in zip(compared.words, compared.base, compared.steered, strict=False):
         lines.append(
             f'<tr><th scope="row">{escape(word)}</th><td>{_bar(base, "base")}</td>'
             f'<td>{_bar(steered, "steered")}</td><td class="dso-difference">{steered - base:+.3f}</td></tr>'
@@ -83,7 +83,7 @@ def occupations(before: Mapping[str, float], after: Mapping[str, float], strengt
             f'<td><span class="dso-track" aria-hidden="true"><span class="dso-bar dso-{kind}" '
             f'style="width:{min(1.0, abs(value)) * 100 if value == value else 0:.1f}%"></span></span>'
             f'<span class="dso-number">{value:+.3f}</span></td>'
-            for kind, value in zip(("base", "steered"), values)
+            for kind, value in zip(("base", "steered"), values, strict=False)
         )
         lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     return (

@@ -38,7 +38,7 @@ class Controls:
 
     def strengths(self, values: Sequence[Any]) -> dict[str, float]:
         """The sliders' values by adapter."""
-        return dict(zip(self.steered.adapters, values))
+        return dict(zip(self.steered.adapters, values, strict=False))
 
     def prompt(self, text: Optional[str], chat: bool) -> Any:
         """What the model is to read."""
@@ -183,7 +183,9 @@ def add_conversation(controls: Controls) -> None:
                 (messages[0], messages[1]), strengths, max_new_tokens=length, temperature=temperature,
                 images=_images(image),
             ):  # fmt: skip
-                sides = [[*m, {"role": "assistant", "content": t or "..."}] for m, t in zip(messages, texts)]
+                sides = [
+                    [*m, {"role": "assistant", "content": t or "..."}] for m, t in zip(messages, texts, strict=False)
+                ]
                 yield sides[0], sides[1], "", ""
         except MENDABLE as error:
             yield before[0], before[1], text, bars.message(str(error.args[0]) if error.args else str(error))
@@ -283,7 +285,7 @@ def build(
         add_text(controls, prompt)
         if steered.chats:
             add_conversation(controls)
-        for name, slider in zip(steered.adapters, controls.sliders):
+        for name, slider in zip(steered.adapters, controls.sliders, strict=False):
             add_report(name, slider, known.get(name), single=len(steered.adapters) == 1)
         add_layers(steered)
         add_lines(codes)

@@ -48,7 +48,7 @@ def find_report(adapter: str | os.PathLike[str], revision: Optional[str] = None)
 def value_at(results: Sequence[StrengthResult], key: str, strength: float) -> float:
     """A measure at a strength, on the straight line between the two measured ones around it; NaN outside of them."""
     points = sorted((r.strength, r.measures[key].value) for r in results if key in r.measures)
-    for (left, low), (right, high) in zip(points, points[1:] or points):
+    for (left, low), (right, high) in zip(points, points[1:] or points, strict=False):
         if left <= strength <= right:
             return low if left == right else low + (high - low) * (strength - left) / (right - left)
     return math.nan

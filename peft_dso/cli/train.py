@@ -50,8 +50,8 @@ def run(options: argparse.Namespace) -> int:
     from ..models import load_base
     from ..questions import neutral_texts, read_rows
     from ..training import DSOTrainer, DSOTrainerConfig
+    from ..training.progress import quiet_progress
     from ..tuner import DSOConfig
-    from .progress import quiet_progress
 
     arguments = ["--output_dir", options.out, "--report_to", "none", "--save_strategy", "no", "--logging_steps", "1"]
     (settings,) = HfArgumentParser(DSOTrainerConfig).parse_args_into_dataclasses([*arguments, *options.fields])

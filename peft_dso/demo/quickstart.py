@@ -19,6 +19,7 @@ from ..objective.penalties import sparsity
 from ..questions import neutral_texts, pronoun_questions, split_occupations
 from ..scoring import encode_question, score
 from ..training import DSOTrainer, DSOTrainerConfig
+from ..training.progress import quiet_progress
 from ..tuner import DSOConfig, DSOLayer
 from .model import load_smollm2, smollm2_folder
 
@@ -69,7 +70,10 @@ def first_outputs(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> tor
 
 
 def train_adapter(
-    output_dir: str | os.PathLike[str], rows: list[dict[str, Any]], **changes: Any
+    output_dir: str | os.PathLike[str],
+    rows: list[dict[str, Any]],
+    say: Callable[[str], None] = lambda line: None,
+    **changes: Any,
 ) -> tuple[DSOTrainer, Any]:
     """
     Train an adapter for SmolLM2-135M-Instruct with the settings of the quick start.
@@ -77,6 +81,7 @@ def train_adapter(
     Args:
         output_dir (`str`): where the trainer writes.
         rows (`list[dict]`): the questions to train on.
+        say (`Callable[[str], None]`): gets a line on the progress now and then.
         **changes: see [`quickstart_config`].
 
     Returns:
@@ -93,6 +98,7 @@ def train_adapter(
         processing_class=tokenizer,
         peft_config=DSOConfig(task_type="CAUSAL_LM"),
     )
+    quiet_progress(trainer, say)
     trainer.train()
     # Without the autocast that a training in bfloat16 leaves on it: the adapter is used in float32 from here on.
     return trainer, trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
@@ -121,7 +127,7 @@ def run(output_dir: str | os.PathLike[str], say: Callable[[str], None], **change
     folder = smollm2_folder()
     train, test = quickstart_questions()
     say(f"Training a DSO adapter on {len(train)} questions")
-    trainer, trained = train_adapter(output / "trainer", train, **changes)
+    trainer, trained = train_adapter(output / "trainer", train, say, **changes)
     adapter = output / "adapter"
     trained.save_pretrained(adapter)
     size = sum(file.stat().st_size for file in adapter.glob("*.safetensors"))

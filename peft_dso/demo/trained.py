@@ -92,7 +92,7 @@ def next_words(
         ValueError: a word has more than one token.
     """
     tokens = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
-    for word, ids in zip(words, tokens):
+    for word, ids in zip(words, tokens, strict=False):
         if len(ids) != 1:
             raise ValueError(f"The word {word!r} has {len(ids)} tokens: give words of one token.")
     rows = [tokenizer(prompt)["input_ids"] for prompt in prompts for _ in strengths]
@@ -129,8 +129,8 @@ def format_words(
     left, middle = max(map(len, prompts)), max(map(len, names))
     columns = [f"w = {w:g}" for w in strengths]
     lines = [f"{'':{left}}  {'':{middle}}  " + "  ".join(f"{column:>7}" for column in columns)]
-    for prompt, table in zip(prompts, p.tolist()):
-        for number, (name, values) in enumerate(zip(names, table)):
+    for prompt, table in zip(prompts, p.tolist(), strict=False):
+        for number, (name, values) in enumerate(zip(names, table, strict=False)):
             begin = prompt if number == 0 else ""
             lines.append(f"{begin:{left}}  {name:{middle}}  " + "  ".join(f"{value:7.3f}" for value in values))
     return "\n".join(lines)

@@ -125,7 +125,7 @@ class FairnessReward:
             counts[:] = [self.memory * value for value in counts]
         for occupation, values in self.latest:
             counts = self.counts.setdefault(occupation, [0.0] * len(self.groups))
-            counts[:] = [old + new for old, new in zip(counts, values)]
+            counts[:] = [old + new for old, new in zip(counts, values, strict=True)]
 
     def shares(self, occupation: str) -> list[float]:
         """The groups' shares of an occupation's counted answers; equal shares where nothing was counted."""
@@ -156,18 +156,18 @@ class FairnessReward:
         """
         rights = right if right is not None else [None] * len(completions)
         given: list[Optional[str]] = []
-        for completion, options, groups in zip(completions, answers, meanings):
+        for completion, options, groups in zip(completions, answers, meanings, strict=True):
             unknown = set(groups) - set(self.groups)
             if unknown:
                 raise ValueError(f"The meaning {unknown.pop()!r} is none of the groups {', '.join(self.groups)}.")
             text = completion if isinstance(completion, str) else completion[-1]["content"]
             index = read_answer(text, options)
             given.append(None if index is None else groups[index])
-        open_rows = [(o, g) for o, g, r in zip(occupation, given, rights) if r is None]
+        open_rows = [(o, g) for o, g, r in zip(occupation, given, rights, strict=True) if r is None]
         self.observe([(o, [float(g == group) for group in self.groups]) for o, g in open_rows])
         shares = {name: torch.tensor(self.shares(name)) for name in set(occupation)}
         rewards: list[Optional[float]] = []
-        for name, group, r in zip(occupation, given, rights):
+        for name, group, r in zip(occupation, given, rights, strict=True):
             if r is not None:
                 rewards.append(0.0)
             elif group is None:

@@ -117,7 +117,7 @@ def _form_problem(row: Mapping[str, Any]) -> Optional[str]:
     if abstentions is not None and (not isinstance(abstentions, (list, tuple)) or not all(map(_is_text, abstentions))):
         return f"abstentions must be a list of texts, none of them empty, got {abstentions!r}"
     said: dict[str, str] = {}
-    for answer, texts in zip(answers, answer_forms(row)):
+    for answer, texts in zip(answers, answer_forms(row), strict=False):
         if texts[0] != answer:
             return f"the first form of the answer {answer!r} must be the answer itself, got {texts[0]!r}"
         for text in texts:

@@ -106,15 +106,15 @@ def _occupations_named(row: Mapping[str, Any]) -> set[str]:
 
 def _sides(rows: Rows, held: Callable[[int], bool]) -> TwoSides:
     chosen = [held(number) for number in range(len(rows))]
-    train = [dict(row) for row, is_held in zip(rows, chosen) if not is_held]
-    return train, [dict(row) for row, is_held in zip(rows, chosen) if is_held]
+    train = [dict(row) for row, is_held in zip(rows, chosen, strict=False) if not is_held]
+    return train, [dict(row) for row, is_held in zip(rows, chosen, strict=False) if is_held]
 
 
 def _hold_occupations(rows: Rows, names: Iterable[str]) -> TwoSides:
     """Hold out what names one of the occupations, and what belongs to such a question by its pair."""
     wanted = {name.casefold() for name in names}
     direct = [bool(_occupations_named(row) & wanted) for row in rows]
-    pairs = {row["pair"] for row, named in zip(rows, direct) if named and not _missing(row.get("pair"))}
+    pairs = {row["pair"] for row, named in zip(rows, direct, strict=False) if named and not _missing(row.get("pair"))}
     return _sides(rows, lambda number: direct[number] or rows[number].get("pair") in pairs)
 
 
@@ -165,7 +165,7 @@ def _kinds(rows: Iterable[Mapping[str, Any]]) -> frozenset[bool]:
 def _draw(rows: Rows, units: Sequence[Hashable], share: float, rng: random.Random) -> set[Hashable]:
     """Draw the share from the units of each kind apart: at least one, unless it is the only one of its kind."""
     rows_of: dict[Hashable, list[Mapping[str, Any]]] = {}
-    for unit, row in zip(units, rows):
+    for unit, row in zip(units, rows, strict=False):
         rows_of.setdefault(unit, []).append(row)
     strata: dict[frozenset[bool], list[Hashable]] = {}
     for unit in sorted(rows_of, key=str):

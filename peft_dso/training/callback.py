@@ -27,7 +27,7 @@ class DSOCallback(TrainerCallback):
         if isinstance(saved, dict):
             self.trainer.beta = saved["beta"]
             self.trainer.neutral_weight = saved.get("neutral_weight", self.trainer.neutral_weight)
-            for reward, counts in zip(self.trainer.counting_rewards(), saved["fairness_rewards"]):
+            for reward, counts in zip(self.trainer.counting_rewards(), saved["fairness_rewards"], strict=True):
                 reward.load_state_dict(counts)
         elif args.warm_start and self.trainer.fairness_reward is not None:
             self.trainer.observe_first_pass()

@@ -49,7 +49,8 @@ class LoggingTrainer(ObjectiveTrainer):
         worst = self.worst_occupations()
         if worst and self.accelerator.is_main_process:
             lines = (
-                f"{name}: " + ", ".join(f"{g} {s:.2f}" for g, s in zip(self.groups, shares)) for name, shares in worst
+                f"{name}: " + ", ".join(f"{g} {s:.2f}" for g, s in zip(self.groups, shares, strict=True))
+                for name, shares in worst
             )
             logger.info("Most unequal occupations: " + "; ".join(lines))
             table = DataFrame(

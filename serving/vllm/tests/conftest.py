@@ -75,16 +75,16 @@ def run(llm, prompts: list[list[int]], params: list, **more) -> list[tuple[list[
     results = []
     for output in outputs:
         tokens = list(output.outputs[0].token_ids)
-        results.append((tokens, [at[t].logprob for at, t in zip(output.outputs[0].logprobs, tokens)]))
+        results.append((tokens, [at[t].logprob for at, t in zip(output.outputs[0].logprobs, tokens, strict=False)]))
     return results
 
 
 def check(results: list[tuple[list[int], list[float]]], cases: list[dict]) -> None:
     """All tokens equal to those of the package, and all log-probabilities close to them."""
     assert len(results) == len(cases)
-    wrong = [i for i, ((tokens, _), case) in enumerate(zip(results, cases)) if tokens != case["tokens"]]
+    wrong = [i for i, ((tokens, _), case) in enumerate(zip(results, cases, strict=False)) if tokens != case["tokens"]]
     assert not wrong, f"{len(wrong)} of {len(cases)} differ, the first at {cases[wrong[0]]['strengths']}"
-    for (_, logprobs), case in zip(results, cases):
+    for (_, logprobs), case in zip(results, cases, strict=False):
         assert logprobs == pytest.approx(case["logprobs"], abs=TOLERANCE)
 
 

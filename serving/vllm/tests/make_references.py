@@ -100,7 +100,7 @@ def generate(model, prompt: list[int], rows: list[dict[str, float]], **more) -> 
     )
     logprobs = torch.stack(output.logits, 1).log_softmax(-1)  # (rows, tokens, vocabulary)
     cases = []
-    for row, tokens, scores in zip(rows, output.sequences[:, len(prompt) :], logprobs):
+    for row, tokens, scores in zip(rows, output.sequences[:, len(prompt) :], logprobs, strict=False):
         chosen = scores.gather(-1, tokens[:, None])[:, 0]
         best = scores.topk(2).values
         cases.append(

@@ -28,7 +28,10 @@ def cached_tokens(llm, prompt, strength):
     """The tokens that a request takes from the prefix cache, and its result."""
     (output,) = llm.generate([{"prompt_token_ids": prompt}], [sampling(strength)], use_tqdm=False)
     tokens = list(output.outputs[0].token_ids)
-    return output.num_cached_tokens, (tokens, [at[t].logprob for at, t in zip(output.outputs[0].logprobs, tokens)])
+    return output.num_cached_tokens, (
+        tokens,
+        [at[t].logprob for at, t in zip(output.outputs[0].logprobs, tokens, strict=False)],
+    )
 
 
 def test_seven_strengths_in_one_batch(llm, references):
