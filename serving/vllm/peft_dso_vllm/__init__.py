@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-__all__ = ["register"]
+__all__ = ["load_adapter", "register", "unload_adapter"]
 
 
 def register() -> None:
@@ -17,3 +17,11 @@ def register() -> None:
     frontend.install()
     engine.install()
     worker.install()
+
+
+def __getattr__(name: str) -> object:
+    if name in ("load_adapter", "unload_adapter"):
+        from . import slots
+
+        return getattr(slots, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

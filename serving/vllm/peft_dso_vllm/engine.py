@@ -6,7 +6,7 @@ import functools
 import logging
 from typing import Any
 
-from .adapters import Adapter
+from . import slots
 from .settings import RESUMABLE, Settings, refuse_fields, settings_of
 
 
@@ -52,31 +52,6 @@ def unservable(vllm_config: Any) -> str | None:
         if refused:
             return f"DSO adapters cannot be served with {reason}."
     return None
-
-
-def check_base(adapter: Adapter, model_config: Any, num_sites: int) -> None:
-    """
-    Refuse an adapter that was made for another base model.
-
-    Args:
-        adapter (`Adapter`): with the fingerprint that `peft_dso` saved, or none.
-        model_config (`ModelConfig`): of the engine.
-        num_sites (`int`): norms in the blocks of all workers.
-
-    Raises:
-        ValueError: model type, hidden size or number of norms differ.
-    """
-    text = model_config.hf_text_config
-    found = {"model_type": text.model_type, "hidden_size": text.hidden_size, "num_sites": num_sites}
-    differing = [
-        f"{key} {value!r}, here {found[key]!r}"
-        for key, value in adapter.base.items()
-        if key in found and value != found[key]
-    ]
-    if differing:
-        raise ValueError(
-            f"The adapter {adapter.name!r} ({adapter.path}) was made for another base model: " + "; ".join(differing)
-        )
 
 
 def summary(settings: Settings, norms: int, workers: int) -> str:
@@ -127,7 +102,7 @@ def start(core: Any, settings: Settings) -> None:
     core.dso_num_sites = len({name for report in reports for name in report["blocks"]})
     for adapter in settings.slots:
         if adapter is not None:
-            check_base(adapter, core.vllm_config.model_config, core.dso_num_sites)
+            slots.check_base(adapter, core.vllm_config.model_config, core.dso_num_sites)
     logger.info(summary(settings, len(norms), len(reports)))
 
 
@@ -138,6 +113,7 @@ def install() -> None:
     if hasattr(EngineCore.preprocess_add_request, "dso"):
         return
     initialize, preprocess = EngineCore._initialize_kv_caches, EngineCore.preprocess_add_request
+    add = EngineCore.add_request
 
     @functools.wraps(initialize)
     def initialize_and_check(self: Any, vllm_config: Any) -> Any:
@@ -158,8 +134,24 @@ def install() -> None:
             if strengths and request.resumable:
                 raise ValueError(RESUMABLE)
             request.cache_salt = self.dso.salt(strengths, request.cache_salt)
-        return preprocess(self, request)
+        prepared, wave = preprocess(self, request)
+        prepared.dso = {} if self.dso is None else self.dso.identities(strengths)
+        return prepared, wave
+
+    @functools.wraps(add)
+    def add_if_still_loaded(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        steered = getattr(request, "dso", None)
+        # Between the two, an adapter may have been unloaded, and another one loaded under its name.
+        if steered and self.dso.identities(steered) != steered:
+            logger.warning("Request %s is ended: its adapter was unloaded meanwhile", request.request_id)
+            if not hasattr(self, "_send_error_outputs_to_client"):
+                raise ValueError("The adapter of this request was unloaded meanwhile.")
+            self._send_error_outputs_to_client([request.request_id], request.client_index)
+            return None
+        return add(self, request, *args, **kwargs)
 
     preprocess_and_salt.dso = True  # type: ignore[attr-defined]
     EngineCore._initialize_kv_caches = initialize_and_check
     EngineCore.preprocess_add_request = preprocess_and_salt
+    EngineCore.add_request = add_if_still_loaded
+    EngineCore.dso_load, EngineCore.dso_unload = slots.load, slots.unload

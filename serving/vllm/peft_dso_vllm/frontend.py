@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 
+from . import http, metrics
 from .engine import unservable
 from .params import FIELD, StrengthError, is_field
 from .settings import KEY, RESUMABLE, pinned, refuse_fields, settings_of
@@ -48,14 +49,14 @@ def _hook_processor() -> None:
     @functools.wraps(init)
     def init_with_settings(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         self.dso = settings_of(vllm_config)
-        _hook_requests()  # not at the plug-in's start: an engine or a worker has no use for the HTTP classes
+        http.install()  # not at the plug-in's start: an engine or a worker has no use for the HTTP classes
         init(self, vllm_config, *args, **kwargs)
 
     @functools.wraps(process_inputs)
     def process_and_check(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = process_inputs(self, *args, **kwargs)
         try:
-            return _checked(self, request)
+            return metrics.count_request(self, _checked(self, request))
         except StrengthError as error:
             raise VLLMValidationError(str(error), parameter=error.parameter) from error
 
@@ -81,57 +82,8 @@ def _hook_arguments() -> None:
     EngineArgs.create_engine_config = create_and_pin
 
 
-def _with_fields(params: Any, request: Any) -> Any:
-    """The sampling parameters with the top-level fields of an HTTP request added to its `vllm_xargs`."""
-    top = {key: value for key, value in (request.model_extra or {}).items() if is_field(key)}
-    if not top:
-        return params
-    twice = sorted(top.keys() & (params.extra_args or {}).keys())
-    if twice:
-        raise VLLMValidationError(f"{twice[0]!r} stands in the request and in its vllm_xargs. Give it once.")
-    params.extra_args = {**(params.extra_args or {}), **top}
-    return params
-
-
-def _hook_requests() -> None:
-    """vLLM ignores a top-level field that it does not know, so that it is carried over here."""
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
-
-    for request_class in (ChatCompletionRequest, CompletionRequest, ResponsesRequest):
-        if hasattr(request_class.to_sampling_params, "dso"):
-            continue
-        request_class.to_sampling_params = _carrying(request_class.to_sampling_params)
-        beams = getattr(request_class, "to_beam_search_params", None)
-        if beams is not None:
-            request_class.to_beam_search_params = _refusing(beams)
-
-
-def _carrying(to_sampling_params: Any) -> Any:
-    @functools.wraps(to_sampling_params)
-    def carrying(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _with_fields(to_sampling_params(self, *args, **kwargs), self)
-
-    carrying.dso = True  # type: ignore[attr-defined]
-    return carrying
-
-
-def _refusing(to_beam_search_params: Any) -> Any:
-    @functools.wraps(to_beam_search_params)
-    def refusing(self: Any, *args: Any, **kwargs: Any) -> Any:
-        for key in {**(self.model_extra or {}), **(self.vllm_xargs or {})}:
-            if is_field(key):
-                # vLLM's beam search makes sampling parameters of its own and would drop the strength.
-                raise VLLMValidationError(
-                    f"{key!r} is not possible with beam search. Leave out use_beam_search, or the strength."
-                )
-        return to_beam_search_params(self, *args, **kwargs)
-
-    return refusing
-
-
 def install() -> None:
     """Hook the front end's classes."""
     _hook_arguments()
     _hook_processor()
+    metrics.install()

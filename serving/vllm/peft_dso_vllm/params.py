@@ -122,7 +122,7 @@ def cache_salt(strengths: Mapping[str, float], identities: Mapping[str, str], sa
     Returns:
         `str`: the salt; the request's own one where nothing is steered, so that strength 0 shares the base's cache.
     """
-    parts = sorted((identities[name], value.hex()) for name, value in strengths.items() if value != 0)
+    parts = sorted((identities[name], float(value).hex()) for name, value in strengths.items() if value != 0)
     if not parts:
         return salt
     digest = hashlib.sha256(repr((parts, salt)).encode()).hexdigest()

@@ -35,6 +35,45 @@ class Settings:
         """The loaded adapters by name."""
         return {adapter.name: adapter for adapter in self.slots if adapter is not None}
 
+    def place(self, adapters: list[Adapter]) -> list[int]:
+        """
+        Put adapters into free slots.
+
+        Returns:
+            `list[int]`: the slots.
+
+        Raises:
+            ValueError: a name is taken, or there are not enough free slots.
+        """
+        taken = [a.name for a in adapters if a.name in self.adapters]
+        if taken:
+            raise ValueError(f"There is an adapter {taken[0]!r} already. Unload it first, or choose another name.")
+        free = [slot for slot, adapter in enumerate(self.slots) if adapter is None]
+        if len(free) < len(adapters):
+            raise ValueError(
+                f"{len(adapters)} slots are needed and {len(free)} of {len(self.slots)} are free. Unload an adapter, "
+                'or start the server with more "slots".'
+            )
+        chosen = free[: len(adapters)]
+        for slot, adapter in zip(chosen, adapters):
+            self.slots[slot] = adapter
+        return chosen
+
+    def occupied(self, name: str) -> list[int]:
+        """
+        The slots of an adapter and of its published form.
+
+        Raises:
+            ValueError: there is no such adapter, or the default needs it.
+        """
+        names = (name, f"{name}:published")
+        found = [slot for slot, adapter in enumerate(self.slots) if adapter is not None and adapter.name in names]
+        if not found:
+            raise ValueError(f"There is no adapter {name!r}. Loaded: {', '.join(sorted(self.adapters)) or 'none'}.")
+        if any(one in self.default for one in names):
+            raise ValueError(f"{name!r} is what a request without dso_strength gets, so that it cannot be unloaded.")
+        return found
+
     def strengths(self, fields: Mapping[str, Any] | None) -> dict[str, float]:
         """
         What a request is steered with.
@@ -56,9 +95,13 @@ class Settings:
         strengths = self.strengths(fields)
         return [strengths.get(adapter.name, 0.0) if adapter is not None else 0.0 for adapter in self.slots]
 
+    def identities(self, strengths: Mapping[str, float]) -> dict[str, str]:
+        """What identifies the content of each adapter that a request is steered with."""
+        return {name: adapter.identity for name, adapter in self.adapters.items() if name in strengths}
+
     def salt(self, strengths: Mapping[str, float], salt: str | None) -> str | None:
         """See [`cache_salt`]."""
-        return cache_salt(strengths, {name: adapter.identity for name, adapter in self.adapters.items()}, salt)
+        return cache_salt(strengths, self.identities(strengths), salt)
 
 
 def refuse_fields(fields: Mapping[str, Any] | None) -> None:

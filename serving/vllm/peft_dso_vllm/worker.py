@@ -33,11 +33,20 @@ def attach(worker: Any) -> None:
         _hook_runner(runner, steering)
         steering.problems += probe(steering)
         worker.dso_report = steering.report
-        worker.dso_load = lambda slot, entry: steering.load(slot, Adapter(**entry))
+        worker.dso_load = functools.partial(_load, steering)
         worker.dso_unload = steering.unload
         return result
 
     runner.load_model = load_and_steer
+
+
+def _load(steering: Steering, slot: int, entry: dict[str, Any]) -> str | None:
+    """Load an adapter; an error is the answer, since an exception would end some executors."""
+    try:
+        steering.load(slot, Adapter(**entry))
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
 
 
 def _hook_runner(runner: Any, steering: Steering) -> None:

@@ -16,6 +16,9 @@ from pathlib import Path
 import torch
 import transformers as tf
 from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 import peft_dso
 
@@ -68,6 +71,21 @@ def save_adapter(model, folder: Path, seed: int, **config) -> str:
     steered.save_pretrained(folder)
     steered.unload()
     return str(folder)
+
+
+def save_tokenizer(folder: Path, vocab_size: int) -> None:
+    """A tokenizer whose words are "t0", "t1" and so on, with a chat template that marks the roles."""
+    words = {f"t{i}": i for i in range(vocab_size)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="t3"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    fast = tf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="t3", eos_token="t2", bos_token="t1", pad_token="t0"
+    )
+    fast.chat_template = (
+        "{% for m in messages %}{{ 't4 ' if m.role == 'user' else 't5 ' }}{{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}t5{% endif %}"
+    )
+    fast.save_pretrained(folder)
 
 
 def save_lora(model, folder: Path) -> str:
@@ -126,6 +144,7 @@ def build(name: str, out: Path) -> dict:
     entry = {"model": str(folder), "adapters": {}, "cases": []}
     entry["adapters"]["fair"] = save_adapter(model, out / name / "fair", 2)
     if name == "llama":
+        save_tokenizer(folder, arguments["vocab_size"])
         entry["adapters"]["other"] = save_adapter(model, out / name / "other", 3, layers_to_transform=[1, 2])
         entry["adapters"]["slopes"] = save_adapter(model, out / name / "slopes", 4, learn_shift=False)
         layered = {"layers.0": 0.2, r"layers\.[12]": 0.7}
