@@ -21,7 +21,7 @@ from peft_dso.app import build as build_page
 from peft_dso.app import recipes
 from peft_dso.app.engine import SteeredModel
 from peft_dso.app.page import answer_list
-from peft_dso.app.report_tab import at_strength
+from peft_dso.app.report_tab import Shown
 from peft_dso.app.reports import BUDGETS, find_report, from_budget, value_at
 from peft_dso.app.turns import Turns
 
@@ -257,7 +257,7 @@ def test_a_strength_from_a_budget():
         from_budget(example_report(kl=False).sets["test"], most_kl, 0.05)
     with pytest.raises(ValueError, match="must be a number, got None"):
         from_budget(results, most_kl, None)
-    pictures, numbers = at_strength(results, 0.25)
+    pictures, numbers = Shown(example_report(), "test").at(0.25)
     assert "the strength is 0.25" in pictures and pictures.count("<img") == 2
     assert "0.25 (now, in between)" in numbers and "0.350" in numbers and "0.500 ± 0.010" in numbers
 

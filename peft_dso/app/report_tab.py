@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Optional
 
 import gradio as gr
@@ -24,25 +23,33 @@ def ordered(report: Report, name: str) -> list[StrengthResult]:
     return sorted(report.sets[name], key=lambda result: result.strength)
 
 
-def at_strength(results: Sequence[StrengthResult], strength: float) -> tuple[str, str]:
+class Shown:
     """
-    The part of the report that changes with the strength: curves with it marked, and the numbers.
+    A set of a report: its pictures, which are drawn once, and its numbers at any strength.
 
     Args:
-        results (`Sequence[StrengthResult]`): by strength.
-        strength (`float`): what is set.
+        report (`Report`): the results.
+        name (`str`): of the set.
 
-    Returns:
-        Two pieces of HTML.
+    Raises:
+        ValueError: there is no such set.
     """
-    pictures = [curves.over_strength(results, strength)]
-    both = [r for r in results if {"bias", "accuracy"} <= r.measures.keys()]
-    if both:
-        here = (value_at(both, "bias", strength), value_at(both, "accuracy", strength))
-        pictures.append(curves.pareto(both, strength, here if here[0] == here[0] else None))
-    titles, lines = measured_lines(results, strength)
-    caption = "What was measured (± standard error; bias, abstention and KL on ambiguous questions)"
-    return f'<div class="dso-figures">{"".join(pictures)}</div>', bars.measures(titles, lines, caption)
+
+    def __init__(self, report: Report, name: str) -> None:
+        self.results = ordered(report, name)
+        self._both = [r for r in self.results if {"bias", "accuracy"} <= r.measures.keys()]
+        self._curves = curves.draw_curves(self.results)
+        self._pareto = curves.draw_pareto(self._both) if self._both else None
+
+    def at(self, strength: float) -> tuple[str, str]:
+        """The pictures with a strength marked, and the numbers, as HTML."""
+        pictures = [curves.marked(self._curves, strength)]
+        if self._pareto is not None:
+            here = (value_at(self._both, "bias", strength), value_at(self._both, "accuracy", strength))
+            pictures.append(curves.marked(self._pareto, strength, here))
+        titles, lines = measured_lines(self.results, strength)
+        caption = "What was measured (± standard error; bias, abstention and KL on ambiguous questions)"
+        return f'<div class="dso-figures">{"".join(pictures)}</div>', bars.measures(titles, lines, caption)
 
 
 def add_report(name: str, slider: Any, report: Optional[Report], single: bool) -> None:
@@ -66,16 +73,17 @@ def add_report(name: str, slider: Any, report: Optional[Report], single: bool) -
         if described:
             gr.HTML(bars.note(described))
         chosen = gr.Radio(sets, value=sets[0], label="Questions", visible=len(sets) > 1)
-        first = at_strength(ordered(report, sets[0]), slider.value)
+        shown = {name: Shown(report, name) for name in sets}
+        first = shown[sets[0]].at(slider.value)
         pictures, numbers = gr.HTML(first[0]), gr.HTML(first[1])
         _add_budget(report, chosen, slider)
         before_after = gr.HTML(_occupations(report, sets[0]))
 
     def draw(set_name: str, strength: Any) -> tuple[str, str]:
         try:
-            return at_strength(ordered(report, set_name), float(strength))
-        except (ValueError, TypeError) as error:
-            return bars.message(str(error)), ""
+            return shown[set_name].at(float(strength))
+        except (KeyError, ValueError, TypeError) as error:
+            return bars.message(f"There is nothing to show: {error}."), ""
 
     gr.on(
         [slider.change, chosen.change],
