@@ -189,7 +189,7 @@ def _add_routes(app: Any) -> None:
 
         return endpoint
 
-    for path, action in zip(slots.PATHS, (slots.load_over_http, slots.unload_over_http)):
+    for path, action in zip(slots.PATHS, (slots.load_over_http, slots.unload_over_http), strict=False):
         app.router.add_route(path, route(action), methods=["POST"])
 
 

@@ -55,7 +55,7 @@ class Settings:
                 'or start the server with more "slots".'
             )
         chosen = free[: len(adapters)]
-        for slot, adapter in zip(chosen, adapters):
+        for slot, adapter in zip(chosen, adapters, strict=False):
             self.slots[slot] = adapter
         return chosen
 

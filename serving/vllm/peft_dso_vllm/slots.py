@@ -58,7 +58,7 @@ def load(core: Any, entries: list[dict[str, Any]]) -> str | None:
         chosen = core.dso.place(adapters)
     except ValueError as error:
         return str(error)
-    for slot, entry in zip(chosen, entries):
+    for slot, entry in zip(chosen, entries, strict=False):
         problems = [p for p in core.model_executor.collective_rpc("dso_load", args=(slot, entry)) if p]
         if problems:
             _empty(core, chosen)
@@ -215,7 +215,7 @@ async def unload_over_http(engine: Any, body: Any) -> dict[str, Any]:
             # Engines that have unloaded it take it back, so that all serve the same.
             if not all(answers):
                 await _call_all(engine, "dso_load", [adapter.to_json() for adapter in kept if adapter is not None])
-            for slot, adapter in zip(occupied, kept):
+            for slot, adapter in zip(occupied, kept, strict=False):
                 settings.slots[slot] = adapter
             raise ValueError(problem)
     return {"adapters": sorted(settings.adapters)}

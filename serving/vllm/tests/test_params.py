@@ -137,7 +137,8 @@ def test_the_middleware_passes_a_body_on_as_it_came_or_answers_400(path, body, p
 
     chunks = [body[:10], body[10:]]
     incoming = [
-        {"type": "http.request", "body": chunk, "more_body": more} for chunk, more in zip(chunks, (True, False))
+        {"type": "http.request", "body": chunk, "more_body": more}
+        for chunk, more in zip(chunks, (True, False), strict=False)
     ]
     seen, sent, waiting = [], [], iter(incoming)
 

@@ -103,7 +103,7 @@ def test_all_strengths_at_once_equal_those_of_the_package(server, references):
         for i, c in enumerate(cases)
         for w in [c["strengths"]["fair"]]
     ]
-    for answer, case in zip(asyncio.run(completions(server[0], bodies)), cases):
+    for answer, case in zip(asyncio.run(completions(server[0], bodies)), cases, strict=False):
         (choice,) = answer["choices"]
         assert choice["token_ids"] == case["tokens"], case["strengths"]
         assert choice["logprobs"]["token_logprobs"] == pytest.approx(case["logprobs"], abs=TOLERANCE)
@@ -212,7 +212,7 @@ def test_metrics_and_the_log_tell_the_strength(server, client):
     text_of(client.post("/v1/completions", json=completion(dso_strength=0.123)))
     text_of(client.post("/v1/completions", json=completion(dso_strength=0)))
     after = [metric(client, name, "fair") for name in names]
-    assert [b - a for a, b in zip(before, after)] == [1, 3, 12]
+    assert [b - a for a, b in zip(before, after, strict=False)] == [1, 3, 12]
     log = server[1].read_text()
     assert "'dso_strength': 0.123" in log
     assert log.count("DSO steers 8 norms on 1 worker: fair") == 1
