@@ -15,12 +15,13 @@ import peft_dso
 ROOT = Path(peft_dso.__file__).parent
 # What each part may import besides itself.
 _MEASURING = {"answers", "questions", "scoring", "objective", "tuner"}
-_EVERYTHING = _MEASURING | {"evaluation", "export", "training", "inspect", "models", "demo"}
+_EVERYTHING = _MEASURING | {"baselines", "evaluation", "export", "training", "inspect", "models", "demo"}
 LAYERS = {
     "": {"tuner", "objective", "training"},
     "objective": {"answers"},
     "scoring": {"questions"},
     "evaluation": _MEASURING,
+    "baselines": _MEASURING | {"evaluation", "training"},
     "export": _MEASURING | {"evaluation", "inspect"},
     "training": _MEASURING | {"export"},
     "inspect": {"evaluation", "objective", "tuner"},

@@ -1,0 +1,135 @@
+"""
+Prompting: ask for fairness. Nothing is fitted, nothing has a strength; a wording is a rewriting of the question.
+
+A prompt that the answer completes can only take a text before it; of a conversation the requests stand behind the
+question. `neutral` is the control: a preamble about the weather, as long as the longest of the others.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Optional
+
+from ..evaluation import Prompting
+from ..questions import OCCUPATIONS
+from .contrasts import balanced, majorities_of, pro_gender
+from .validation import Validation, validate
+from .wordings import FAIRNESS, neutral_text, with_preamble, with_request
+
+
+# arXiv 2302.07459, table 1: the instruction behind the question.
+REQUEST = "Please ensure that your answer is unbiased and does not rely on stereotypes."
+# After arXiv 2405.10431: the role of one who does not discriminate.
+ROLE = (
+    "You are an unbiased person who does not discriminate against people on the basis of their gender, race, sexual "
+    "orientation, age or culture."
+)
+WORDINGS = ("request", "preamble", "role", "few-shot", "neutral")
+
+
+def few_shot_text(questions: Sequence[Mapping[str, Any]], examples: int = 8, seed: int = 0) -> str:
+    """
+    Answered questions, half of them with the pro and half with the anti answer, one per line.
+
+    Args:
+        questions (`Sequence[Mapping]`): ambiguous ones with prompts of plain text.
+        examples (`int`, defaults to 8): how many, even.
+        seed (`int`, defaults to 0): of the draw.
+
+    Returns:
+        `str`: the text to put before a question.
+
+    Raises:
+        ValueError: a prompt is a list of messages, or there are too few questions.
+    """
+    rows = balanced(questions, examples, seed=seed)
+    if any(not isinstance(row["prompt"], str) for row in rows):
+        raise ValueError("The few-shot wording continues plain text; of messages use the other wordings.")
+    by_majority: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_majority.setdefault(pro_gender(row, majorities_of(OCCUPATIONS)), []).append(row)
+    rng = random.Random(seed)
+    each = examples // len(by_majority)
+    if each < 2 or each % 2 or any(len(found) < each for found in by_majority.values()):
+        raise ValueError(f"examples={examples}: half of either majority, and of those half pro, cannot be had.")
+    chosen = [
+        (row, ("pro", "anti")[number % 2])
+        for _, found in sorted(by_majority.items())
+        for number, row in enumerate(rng.sample(found, each))
+    ]
+    rng.shuffle(chosen)
+    return "\n".join(row["prompt"] + row["answers"][row["meanings"].index(m)] + "." for row, m in chosen)
+
+
+def prompts(
+    processor: Any,
+    questions: Sequence[Mapping[str, Any]] = (),
+    wordings: Optional[Sequence[str]] = None,
+    *,
+    seed: int = 0,
+) -> list[Prompting]:
+    """
+    The wordings as knobs.
+
+    Args:
+        processor (`PreTrainedTokenizerBase` or `ProcessorMixin`): the model's.
+        questions (`Sequence[Mapping]`, *optional*): where the examples of `"few-shot"` come from.
+        wordings (`Sequence[str]`, *optional*): of `WORDINGS`; default all, `"few-shot"` where it is possible.
+        seed (`int`, defaults to 0): of the draw of the examples.
+
+    Returns:
+        `list[Prompting]`: in their order.
+
+    Raises:
+        ValueError: a wording is unknown or not possible for the questions.
+    """
+    unknown = set(wordings or ()) - set(WORDINGS)
+    if unknown:
+        raise ValueError(f"The wording {sorted(unknown)[0]!r} is none of {', '.join(WORDINGS)}.")
+    found = []
+    for name in wordings or WORDINGS:
+        if name == "few-shot":
+            try:
+                text = few_shot_text(questions, seed=seed)
+            except ValueError:
+                if wordings is not None:
+                    raise
+                continue  # of all wordings those that are possible
+            found.append(Prompting(_before(text, "\n"), name, text))
+        elif name == "request":
+            found.append(Prompting(lambda row: with_request(row, REQUEST), name, REQUEST))
+        else:
+            text = {"preamble": FAIRNESS, "role": ROLE}.get(name) or neutral_text(processor, FAIRNESS)
+            found.append(Prompting(_before(text), name, text))
+    return found
+
+
+def _before(text: str, end: str = "\n\n") -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    return lambda row: with_preamble(row, text, end)
+
+
+def choose_prompt(
+    model: Any, processor: Any, knobs: Sequence[Prompting], validation: Sequence[Mapping[str, Any]]
+) -> tuple[Prompting, dict[str, Validation]]:
+    """
+    The wording that validates best; the neutral control is never chosen.
+
+    Args:
+        model (`PreTrainedModel`): the base model.
+        processor (`PreTrainedTokenizerBase` or `ProcessorMixin`): its tokenizer or processor.
+        knobs (`Sequence[Prompting]`): the wordings.
+        validation (`Sequence[Mapping]`): questions to choose by.
+
+    Returns:
+        The wording, and what was measured of each.
+
+    Raises:
+        ValueError: there is none to choose from.
+    """
+    candidates = [knob for knob in knobs if knob.name != "neutral"]
+    if not candidates:
+        raise ValueError("There is no wording to choose from apart from the neutral control.")
+    base = validate(model, processor, validation)
+    found = {knob.name: validate(model, processor, [knob.rewrite(row) for row in validation]) for knob in knobs}
+    return min(candidates, key=lambda knob: found[knob.name].cost(base)), found

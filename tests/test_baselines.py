@@ -1,0 +1,521 @@
+"""The baselines against plain computations of their own: numpy on activations that hooks of the test read."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from models import build, randomize, tiny_questions, tiny_tokenizer
+from peft import PeftModel
+from peft.helpers import rescale_adapter_scale
+
+from peft_dso import find_sites
+from peft_dso.baselines import (
+    contrast,
+    counterfactual_loss,
+    fit_caa,
+    fit_counterfactual,
+    fit_iti,
+    fit_linear_act,
+    fit_lineas,
+    joint_loss,
+    transport_map,
+)
+from peft_dso.baselines.activations import read_activations
+from peft_dso.baselines.adapters import add_pairs, pairs_of, set_pair
+from peft_dso.baselines.lineas import shrink_
+from peft_dso.baselines.places import attention_outputs, block_norms, residual_writer
+
+
+TOKENIZER = tiny_tokenizer()
+ROWS = tiny_questions()
+SETTLED = tiny_questions(frames=("The {o} who is a man said that",), right=0)
+
+
+def model_of(name, seed=0):
+    """A tiny model whose norms and layers say enough that a mistake with them shows."""
+    model = randomize(build(name, seed=seed))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data *= 8
+    return model
+
+
+def token_ids(prompt, answer=""):
+    return torch.tensor([TOKENIZER(prompt)["input_ids"] + TOKENIZER(answer, add_special_tokens=False)["input_ids"]])
+
+
+def heard(model, module, ids, side="output"):
+    """What goes into or comes out of a module for one text alone, shape (tokens, d), as float64."""
+    kept = []
+    if side == "output":
+        handle = module.register_forward_hook(lambda m, a, out: kept.append(out[0] if isinstance(out, tuple) else out))
+    else:
+        handle = module.register_forward_pre_hook(lambda m, a: kept.append(a[0]))
+    with torch.no_grad():
+        model(input_ids=ids)
+    handle.remove()
+    return kept[0].reshape(ids.shape[1], -1).double().numpy()
+
+
+def texts(meaning, rows=ROWS):
+    """The questions with their pro or anti answer, in the order of the rows."""
+    return [token_ids(row["prompt"], row["answers"][row["meanings"].index(meaning)]) for row in rows]
+
+
+def logits(model, prompt="The nurse said that"):
+    with torch.no_grad():
+        return model(input_ids=token_ids(prompt)).logits
+
+
+# --- activations -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "opt"])
+def test_activations_are_those_of_each_text_alone(name):
+    model = model_of(name)
+    found = contrast(TOKENIZER, ROWS)
+    sites = {site.name: model.get_submodule(site.name) for site in find_sites(model)}
+    for at in ("last", "mean"):
+        together = read_activations(model.train(), sites, found.negative, at=at)
+        assert model.training
+        model.eval()
+        for site, values in together.items():
+            for ids, value in zip(texts("pro"), values, strict=True):
+                alone = heard(model, sites[site], ids)
+                np.testing.assert_allclose(value, alone[-1] if at == "last" else alone.mean(0), atol=1e-5)
+
+
+def test_a_module_that_is_not_run_is_named():
+    model = model_of("llama")
+    with pytest.raises(ValueError, match="unused"):
+        read_activations(model, {"unused": torch.nn.LayerNorm(16)}, contrast(TOKENIZER, ROWS).positive)
+
+
+# --- CAA -------------------------------------------------------------------------------------------------------------
+
+
+def plain_difference(model, module, rows=ROWS):
+    positive, negative = (
+        np.stack([heard(model, module, ids)[-1] for ids in texts(meaning, rows)]) for meaning in ("anti", "pro")
+    )
+    return (positive - negative).mean(0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_caa_at_norms_is_the_mean_difference(name):
+    model, plain = model_of(name), model_of(name)
+    fitted = fit_caa(model, TOKENIZER, ROWS, layer=1)
+    block = list(block_norms(plain))[1]
+    assert sorted(pairs_of(fitted)) == sorted(block_norms(plain)[block])
+    for site, pair in pairs_of(fitted).items():
+        assert not pair.slope.any()
+        np.testing.assert_allclose(pair.shift.detach(), plain_difference(plain, plain.get_submodule(site)), atol=1e-5)
+
+
+def test_caa_swapped_is_negative():
+    swapped = [{**row, "meanings": row["meanings"][::-1]} for row in ROWS]
+    one, other = (fit_caa(model_of("llama"), TOKENIZER, rows, layer=1) for rows in (ROWS, swapped))
+    for site, pair in pairs_of(one).items():
+        assert pair.shift.abs().max() > 1e-3
+        assert torch.allclose(pair.shift, -pairs_of(other)[site].shift, atol=1e-7)
+
+
+def test_caa_equals_steering_vectors():
+    """Install it without its dependencies: pip install --no-deps steering-vectors==0.12.2"""
+    library = pytest.importorskip("steering_vectors")
+    model = model_of("llama")
+    samples = [
+        tuple(row["prompt"] + row["answers"][row["meanings"].index(meaning)] for meaning in ("anti", "pro"))
+        for row in ROWS
+    ]
+    fitted = fit_caa(model_of("llama"), TOKENIZER, ROWS, layer=1)
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        theirs = library.train_steering_vector(
+            model,
+            TOKENIZER,
+            samples,
+            layer_config={"decoder_block": f"model.layers.{{num}}.{norm}"},
+            aggregator=library.mean_aggregator(),
+        )
+        ours = pairs_of(fitted)[f"model.layers.1.{norm}"].shift
+        assert torch.allclose(ours, theirs.layer_activations[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "gpt_neox", "opt"])
+def test_caa_in_the_residual_stream_adds_to_the_output_of_the_block(name):
+    plain = model_of(name)
+    block = next(iter(block_norms(plain)))
+    vector = plain_difference(plain, plain.get_submodule(block))
+    fitted = fit_caa(model_of(name), TOKENIZER, ROWS, variant="residual", layer=0)
+    ids = token_ids("The driver said that")
+    for strength in (1.0, -2.0):
+        inside = fitted.base_model.model.get_submodule(block)
+        if fitted.peft_type == "LORA":
+            with rescale_adapter_scale(fitted, strength):
+                steered = heard(fitted, inside, ids)
+        else:
+            with fitted.steering_strength(strength):
+                steered = heard(fitted, inside, ids)
+        np.testing.assert_allclose(steered - heard(plain, plain.get_submodule(block), ids),
+                                   np.tile(strength * vector, (ids.shape[1], 1)), atol=2e-5)  # fmt: skip
+    assert (fitted.peft_type == "LORA") == (name != "gemma3")
+
+
+def test_what_is_no_residual_writer_is_refused():
+    """The experts of Mixtral write last, and are no linear layer; the attention's output also goes through them."""
+    model = model_of("mixtral")
+    with pytest.raises(ValueError, match="residual stream"):
+        residual_writer(model, "model.layers.0", contrast(TOKENIZER, ROWS).positive[0])
+
+
+@pytest.mark.parametrize("variant", ["norm", "residual"])
+def test_the_layer_is_chosen_on_the_validation_questions(variant):
+    """By the least sum of the bias and of what is lost of accuracy and of the answers' probability."""
+    answers = [TOKENIZER(a, add_special_tokens=False)["input_ids"][0] for a in (" he", " she")]
+
+    def said(model, rows):
+        return torch.stack([logits(model, row["prompt"])[0, -1].softmax(-1)[answers] for row in rows]).numpy()
+
+    def plain(model):
+        p = said(model, ROWS)
+        lean = (p[:, 0] - p[:, 1]) / p.sum(1)
+        names = [row["occupation"] for row in ROWS]
+        bias = np.mean([abs(lean[[n == name for n in names]].mean()) for name in set(names)])
+        right = said(model, SETTLED)
+        return bias, (right[:, 0] > right[:, 1]).mean(), p.sum(1).mean()
+
+    base, costs = plain(model_of("llama")), []
+    for layer in (0, 1):
+        bias, accuracy, mass = plain(fit_caa(model_of("llama"), TOKENIZER, ROWS, variant=variant, layer=layer))
+        costs.append(bias + max(0, base[1] - accuracy) + max(0, base[2] - mass))
+    fitted = fit_caa(model_of("llama"), TOKENIZER, ROWS, validation=ROWS + SETTLED, variant=variant)
+    assert abs(costs[0] - costs[1]) > 1e-3
+    assert all(f"layers.{np.argmin(costs)}." in name for name in fitted.targeted_module_names)
+
+
+# --- ITI -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "gpt_neox"])
+def test_iti_equals_a_hook_on_the_input_of_the_output_projection(name):
+    """All heads at once, so that no ranking matters: delta = alpha sigma theta of each, from plain activations."""
+    plain, alpha = model_of(name), 3.0
+    projections = list(attention_outputs(plain, contrast(TOKENIZER, ROWS).positive[0]).values())
+    total = 2 * len(projections)
+    fitted = fit_iti(model_of(name), TOKENIZER, ROWS, alpha=alpha, heads=total)
+    deltas = {}
+    for projection in projections:
+        module = plain.get_submodule(projection)
+        x = {m: np.stack([heard(plain, module, ids, "input")[-1] for ids in texts(m)]) for m in ("anti", "pro")}
+        both = {m: values.reshape(len(ROWS), 2, -1) for m, values in x.items()}
+        theta = both["anti"].mean(0) - both["pro"].mean(0)
+        theta /= np.linalg.norm(theta, axis=1, keepdims=True)
+        sigma = np.concatenate([both["anti"], both["pro"]]) * theta
+        deltas[projection] = alpha * (sigma.sum(-1).std(0)[:, None] * theta).reshape(-1)
+    for strength in (1.0, 0.5):
+        handles = [
+            plain.get_submodule(projection).register_forward_pre_hook(
+                lambda m, a, w=strength, d=delta: (a[0] + torch.tensor(w * d, dtype=torch.float32),)
+            )
+            for projection, delta in deltas.items()
+        ]
+        with rescale_adapter_scale(fitted, strength):
+            ours = logits(fitted)
+        theirs = logits(plain)
+        for handle in handles:
+            handle.remove()
+        assert (theirs - logits(plain)).abs().max() > 1e-2
+        assert torch.allclose(ours, theirs, atol=2e-4)
+
+
+def test_iti_takes_the_heads_whose_probes_are_right():
+    """Of four heads one is told the meaning of the answer: only its projection gets a bias."""
+    model = model_of("llama")
+    projection = model.model.layers[1].self_attn.o_proj
+    she = TOKENIZER(" she", add_special_tokens=False)["input_ids"][0]
+    swapped = {"nurse", "farmer"}  # for whom "he" is anti
+    current = []
+    model.model.register_forward_pre_hook(lambda m, a, k: current.append(k["input_ids"]), with_kwargs=True)
+    named = [TOKENIZER(name, add_special_tokens=False)["input_ids"][0] for name in swapped]
+
+    def tell(module, args):
+        ids = current[-1]
+        pro = (ids[:, -1] == she) == torch.isin(ids, torch.tensor(named)).any(1)
+        x = args[0].clone()
+        x[:, -1, 8] = torch.where(pro, -50.0, 50.0)  # head 1 of block 1
+        return (x,)
+
+    projection.register_forward_pre_hook(tell)
+    fitted = fit_iti(model, TOKENIZER, ROWS, heads=1, seed=3)
+    names = [n for n, p in fitted.named_parameters() if n.endswith("lora_B.default.bias")]
+    assert len(names) == 1 and "layers.1.self_attn.o_proj" in names[0]
+    bias = dict(fitted.named_parameters())[names[0]].detach()
+    direction = projection.weight[:, 8:16].detach() if hasattr(projection, "weight") else None
+    plain = model_of("llama").model.layers[1].self_attn.o_proj.weight[:, 8].detach()
+    assert direction is None or direction.shape == (16, 8)
+    # theta is that feature nearly alone, sigma is 50, and it points to the positive texts.
+    assert torch.nn.functional.cosine_similarity(bias, plain, dim=0) > 0.99
+    assert bias.norm() == pytest.approx(15 * 50 * float(plain.norm()), rel=0.02)
+
+
+# --- Linear-AcT ------------------------------------------------------------------------------------------------------
+
+
+def plain_map(source, target):
+    """Per feature a least squares line through the sorted values, by numpy's own solver."""
+    pairs = []
+    for s, t in zip(np.sort(source, 0).T, np.sort(target, 0).T, strict=True):
+        slope, intercept = np.linalg.lstsq(np.stack([s, np.ones_like(s)], 1), t, rcond=None)[0]
+        pairs.append((slope - 1, intercept))
+    return np.array(pairs).T
+
+
+def test_transport_is_sorted_least_squares():
+    rng = np.random.default_rng(0)
+    source, target = rng.normal(size=(40, 7)), rng.gamma(2.0, size=(40, 7)) - 3
+    a, b = transport_map(torch.tensor(source), torch.tensor(target))
+    assert a.dtype == torch.float64
+    np.testing.assert_allclose(np.stack([a, b]), plain_map(source, target), atol=1e-10)
+    assert (a >= -1).all()  # a slope is never negative
+
+
+def test_transport_of_a_set_to_itself_is_nothing():
+    values = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    a, b = transport_map(values, values[torch.randperm(9)])
+    assert not a.any() and b.abs().max() < 1e-15
+
+
+def test_a_constant_feature_is_shifted():
+    source, target = torch.full((5, 1), 3.0), torch.arange(5.0)[:, None]
+    a, b = transport_map(source, target)
+    assert (a.item(), b.item()) == (0.0, -1.0)
+
+
+def test_transport_needs_as_many_sources_as_targets():
+    with pytest.raises(ValueError, match="as many"):
+        transport_map(torch.zeros(3, 2), torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("at", ["mean", "last"])
+def test_linear_act_is_fitted_site_by_site(name, at):
+    plain = model_of(name)
+    fitted = fit_linear_act(model_of(name), TOKENIZER, ROWS, at=at)
+    pairs = pairs_of(fitted)
+    for site in find_sites(plain):  # in these models the order of the modules is that of the forward pass
+        module = plain.get_submodule(site.name)
+        source, target = (
+            np.stack([h.mean(0) if at == "mean" else h[-1] for h in (heard(plain, module, i) for i in texts(meaning))])
+            for meaning in ("pro", "anti")
+        )
+        a, b = plain_map(source, target)
+        ours = pairs[site.name]
+        np.testing.assert_allclose(ours.slope.detach(), a, atol=2e-3)
+        np.testing.assert_allclose(ours.shift.detach(), b, atol=2e-3)
+        # The map that was fitted stays on, for the sites behind.
+        slope, shift = ours.slope.detach().clone(), ours.shift.detach().clone()
+        module.register_forward_hook(lambda m, args, h, a=slope, b=shift: h + a * h + b)
+
+
+def test_linear_act_of_equal_texts_is_nothing():
+    rows = [{**row, "answers": [" he", " she"], "meanings": m} for row in ROWS[:2] for m in (["pro", "anti"],)]
+    rows = [{**row, "occupation": name} for row in rows for name in ("nurse", "driver")]
+    rows += [{**row, "meanings": ["anti", "pro"], "occupation": row["occupation"] + "s"} for row in rows]
+    # Each prompt comes with "he" and with "she" on either side: the two sets are the same.
+    fitted = fit_linear_act(model_of("llama"), TOKENIZER, rows)
+    for pair in pairs_of(fitted).values():
+        assert pair.slope.abs().max() < 1e-5 and pair.shift.abs().max() < 1e-5
+
+
+def test_what_is_not_incremental_reads_the_base():
+    plain = model_of("llama")
+    fitted = fit_linear_act(model_of("llama"), TOKENIZER, ROWS, incremental=False)
+    site = find_sites(plain)[-1].name
+    source, target = (
+        np.stack([heard(plain, plain.get_submodule(site), ids).mean(0) for ids in texts(meaning)])
+        for meaning in ("pro", "anti")
+    )
+    np.testing.assert_allclose(pairs_of(fitted)[site].slope.detach(), plain_map(source, target)[0], atol=2e-3)
+
+
+# --- LinEAS ----------------------------------------------------------------------------------------------------------
+
+
+def plain_lineas(model, sites):
+    """Loss at the identity and its gradient by each slope and shift, with the later sites' dependence left to autograd
+    of nothing: only for the last site, where there is none."""
+    total, features, last = 0.0, 0, None
+    for site in sites:
+        module = model.get_submodule(site)
+        source, target = (
+            np.stack([heard(model, module, ids).mean(0) for ids in texts(meaning)]) for meaning in ("pro", "anti")
+        )
+        order = np.argsort(source, 0)
+        rank = np.argsort(order, 0)
+        difference = source - np.take_along_axis(np.sort(target, 0), rank, 0)  # of each source value to its partner
+        total += (difference**2).sum()
+        features += source.shape[1]
+        last = (2 * (difference * source).sum(0), 2 * difference.sum(0))
+    return total / features, tuple(gradient / features for gradient in last)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_lineas_loss_and_gradient_at_the_identity(name):
+    plain = model_of(name)
+    sites = [site.name for site in find_sites(plain)]
+    loss, (slope, shift) = plain_lineas(plain, sites)
+    fitted = add_pairs(model_of(name), sites)
+    modules = {site: fitted.base_model.model.get_submodule(site) for site in sites}
+    found = contrast(TOKENIZER, ROWS)
+    ours = joint_loss(fitted, modules, found.negative, read_activations(fitted, modules, found.positive, at="mean"))
+    assert ours.item() == pytest.approx(loss, rel=1e-4)
+    ours.backward()
+    last = pairs_of(fitted)[sites[-1]]
+    # dT/da = h and dT/db = 1 at the last site, behind which nothing is steered.
+    np.testing.assert_allclose(last.slope.grad, slope, atol=1e-5)
+    np.testing.assert_allclose(last.shift.grad, shift, atol=1e-5)
+
+
+def test_lineas_gradient_reaches_earlier_sites():
+    """By finite differences, through everything behind the first site."""
+    model = model_of("llama")
+    sites = [site.name for site in find_sites(model)]
+    fitted = add_pairs(model, sites)
+    modules = {site: fitted.base_model.model.get_submodule(site) for site in sites}
+    found = contrast(TOKENIZER, ROWS)
+    target = read_activations(fitted, modules, found.positive, at="mean")
+    first = pairs_of(fitted)[sites[0]]
+    joint_loss(fitted, modules, found.negative, target).backward()
+    values = []
+    for step in (1e-2, -1e-2):
+        set_pair(first, shift=torch.eye(16)[3] * step)
+        values.append(joint_loss(fitted, modules, found.negative, target).item())
+    assert (values[0] - values[1]) / 2e-2 == pytest.approx(first.shift.grad[3].item(), rel=0.05)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_lineas_lowers_its_loss(optimizer):
+    rate = {"adam": 2e-2, "sgd": 20.0}[optimizer]
+    fitted = fit_lineas(
+        model_of("llama"), TOKENIZER, ROWS, steps=80, batch_size=8, optimizer=optimizer, learning_rate=rate
+    )
+    modules = {site: fitted.base_model.model.get_submodule(site) for site in pairs_of(fitted)}
+    found = contrast(TOKENIZER, ROWS)
+    with fitted.steering_strength(0.0):
+        target = read_activations(fitted, modules, found.positive, at="mean")
+        before = joint_loss(fitted, modules, found.negative, target)
+    assert joint_loss(fitted, modules, found.negative, target) < 0.8 * before
+
+
+def test_lineas_with_a_strong_l1_is_exactly_nothing():
+    fitted = fit_lineas(model_of("llama"), TOKENIZER, ROWS, steps=5, batch_size=8, l1=100.0)
+    assert not any(p.any() for pair in pairs_of(fitted).values() for p in pair.parameters())
+    some = fit_lineas(
+        model_of("llama"), TOKENIZER, ROWS, steps=20, batch_size=8, optimizer="sgd", learning_rate=50, l1=0.02
+    )
+    zeros = torch.cat([(p == 0).float() for pair in pairs_of(some).values() for p in pair.parameters()]).mean()
+    assert 0.05 < zeros < 0.95
+
+
+def test_the_proximal_step():
+    x = np.array([3.0, -1.0, 0.05, 0.4])
+    soft = np.sign(x) * np.maximum(np.abs(x) - 0.5 * 0.2, 0)
+    expected = soft * max(0.0, 1 - 0.5 * 0.3 * 2 / np.linalg.norm(soft))  # sqrt(4) = 2
+    ours = torch.tensor(x)
+    shrink_(ours, 0.5, 0.2, 0.3)
+    np.testing.assert_allclose(ours, expected, atol=1e-12)
+    shrink_(ours, 0.5, 0.0, 100.0)
+    assert not ours.any()
+
+
+# --- counterfactual --------------------------------------------------------------------------------------------------
+
+
+def test_the_counterfactual_loss():
+    p = np.array([[0.5, 0.1, 0.0], [0.2, 0.3, 0.1]])
+    log_p = torch.tensor(np.log(np.where(p > 0, p, 1))).masked_fill(torch.tensor(p == 0), -torch.inf).requires_grad_()
+    group = torch.tensor([[0, 1, 0], [1, 0, 1]])
+    # Two answers of one group count together; one that is not there does not count.
+    by_group = np.array([[0.5, 0.1], [0.3, 0.3]])
+    expected = -np.log(by_group).mean(1)
+    ours = counterfactual_loss(log_p, group, 2)
+    np.testing.assert_allclose(ours.detach(), expected, atol=1e-6)
+    closed = counterfactual_loss(log_p, group, 2, "closed")
+    np.testing.assert_allclose(closed.detach(), -np.log(by_group / by_group.sum(1, keepdims=True)).mean(1), atol=1e-6)
+    (ours.sum() + closed.sum()).backward()
+    assert log_p.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("adapter", ["lora", "pairs"])
+@pytest.mark.parametrize("target", ["open", "closed"])
+def test_counterfactual_fitting_makes_both_answers_likely(adapter, target):
+    model = model_of("llama")
+    base = copy.deepcopy(model)
+    answers = [TOKENIZER(a, add_special_tokens=False)["input_ids"][0] for a in (" he", " she")]
+
+    def said(m):
+        p = torch.stack([logits(m, row["prompt"])[0, -1].softmax(-1)[answers] for row in ROWS])
+        return (p[:, 0] - p[:, 1]).abs().div(p.sum(1)).mean(), -p.log().mean()
+
+    fitted = fit_counterfactual(
+        model, TOKENIZER, ROWS + SETTLED, adapter=adapter, target=target, epochs=150, batch_size=8,
+        questions_per_occupation=2, learning_rate=5e-3, dropout=0.0, retain_batch_size=4, retain_coef=0.1, bf16=False,
+    )  # fmt: skip
+    (lean, cross_entropy), before = said(fitted), said(base)
+    assert before[0] > 0.3
+    if target == "closed":
+        assert lean < 0.1
+    else:  # so small a model cannot leave all of its probability to two words
+        assert cross_entropy < before[1] - 0.5 and lean < before[0]
+    if adapter == "lora":
+        with fitted.disable_adapter():
+            assert torch.equal(logits(fitted), logits(base))
+    else:
+        with fitted.steering_strength(0.0):
+            assert torch.equal(logits(fitted), logits(base))
+
+
+def test_retention_holds_the_model_to_the_base():
+    base, kls = model_of("llama"), []
+    for coef in (0.0, 3.0):
+        fitted = fit_counterfactual(
+            model_of("llama"), TOKENIZER, ROWS + SETTLED, adapter="pairs", epochs=60, batch_size=8,
+            questions_per_occupation=2, learning_rate=5e-3, retain_batch_size=4, retain_coef=coef, bf16=False,
+        )  # fmt: skip
+        p, q = (
+            torch.stack([logits(m, row["prompt"])[0, -1].log_softmax(-1) for row in SETTLED]) for m in (fitted, base)
+        )
+        kls.append((p.exp() * (p - q)).sum(-1).mean())
+    assert kls[1] < 0.5 * kls[0]
+
+
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+FITS = {
+    "caa": lambda m: fit_caa(m, TOKENIZER, ROWS, layer=1),
+    "caa-residual": lambda m: fit_caa(m, TOKENIZER, ROWS, variant="residual", layer=0),
+    "iti": lambda m: fit_iti(m, TOKENIZER, ROWS),
+    "linear-act": lambda m: fit_linear_act(m, TOKENIZER, ROWS),
+    "lineas": lambda m: fit_lineas(m, TOKENIZER, ROWS, steps=3, batch_size=8),
+    "counterfactual": lambda m: fit_counterfactual(
+        m, TOKENIZER, ROWS, epochs=1, batch_size=8, questions_per_occupation=2
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(FITS))
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+def test_each_is_an_adapter_that_peft_saves_and_loads(name, architecture, tmp_path):
+    fitted = FITS[name](model_of(architecture))
+    assert (logits(fitted) - logits(model_of(architecture))).abs().max() > 1e-4
+    fitted.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(model_of(architecture), tmp_path).eval()
+    assert torch.equal(logits(loaded), logits(fitted))
+    with pytest.raises(ValueError, match="adapter already"):
+        FITS[name](fitted)
+
+
+@pytest.mark.parametrize("name", list(FITS))
+def test_a_seed_gives_the_same_fit_again(name):
+    assert torch.equal(logits(FITS[name](model_of("llama"))), logits(FITS[name](model_of("llama"))))
