@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Optional
 
-from . import app, card, demo, export, inspect, quickstart, sweep, train
+from . import app, card, compare, demo, export, inspect, quickstart, sweep, train
 from .arguments import joined_lists, strength_list
 
 
@@ -24,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"peft-dso {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, app, quickstart, train, sweep, export, card, inspect):
+    for command in (demo, app, quickstart, train, sweep, compare, export, card, inspect):
         command.add(commands)
     return parser
 

@@ -1,0 +1,268 @@
+"""
+Fit methods on the same questions and measure them on the same held-out ones.
+
+Whatever is done is kept in a folder per method and seed (the adapter, `fit.json`, `report.json`) and not done again: a
+comparison that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
+
+from ..evaluation import Report, load_report, save_report, sweep
+from ..questions import OCCUPATIONS, Occupation
+from .methods import Method, chosen_methods
+from .parts import Parts, check_model, check_parts
+from .prompting import choose_prompt, prompts
+
+
+Load = Callable[[], tuple[Any, Any]]
+Say = Callable[[str], Any]
+# What the user or the machine can be at fault for; anything else is a mistake of the program and is to be seen.
+MENDABLE = (ValueError, TypeError, KeyError, ImportError, OSError, FloatingPointError, RuntimeError)
+
+
+@dataclass
+class Fit:
+    """
+    What a fit took.
+
+    Args:
+        seconds (`float`): wall-clock time.
+        parameters (`int`): values of the adapter that are not zero.
+        note (`str`): what was chosen, in words.
+    """
+
+    seconds: float
+    parameters: int
+    note: str = ""
+
+
+@dataclass
+class Comparison:
+    """
+    What a comparison found. Methods are named as on the command line, wordings as `"prompting: request"`.
+
+    Args:
+        reports (`dict[str, list[Report]]`): by method, one report per seed with the sets `"test"` and `"validation"`.
+        fits (`dict[str, list[Fit]]`): by method, one per seed.
+        failures (`dict[str, str]`): by method (and seed) the reason why it is not among the reports.
+        description (`dict[str, Any]`): what was compared on.
+    """
+
+    reports: dict[str, list[Report]] = field(default_factory=dict)
+    fits: dict[str, list[Fit]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    description: dict[str, Any] = field(default_factory=dict)
+
+
+def compare(
+    load: Load,
+    parts: Parts,
+    out: str | os.PathLike[str],
+    methods: Optional[Sequence[str]] = None,
+    *,
+    seeds: int = 1,
+    neutral: Optional[Sequence[str]] = None,
+    occupations: Sequence[Occupation] = OCCUPATIONS,
+    settings: Optional[Mapping[str, Mapping[str, Any]]] = None,
+    description: Optional[Mapping[str, Any]] = None,
+    say: Say = lambda line: None,
+    progress: bool = False,
+) -> Comparison:
+    """
+    Compare methods.
+
+    Args:
+        load (`Callable`): gives a fresh base model and its tokenizer or processor.
+        parts (`Parts`): the questions (see [`parts_of`]).
+        out (`str`): the folder; each fitted method lies in `out/METHOD`, of further seeds in `out/METHOD-seed1`.
+        methods (`Sequence[str]`, *optional*): of `METHODS`; default all.
+        seeds (`int`, defaults to 1): fits per method, which shows how much they differ.
+        neutral (`Sequence[str]`, *optional*): texts that have nothing to do with the questions, for the KL on them.
+        occupations (`Sequence[Occupation]`): who knows the majority where the answers do not say a gender.
+        settings (`Mapping[str, Mapping[str, Any]]`, *optional*): by method, settings of its fit.
+        description (`Mapping[str, Any]`, *optional*): what to note, such as the model's name. A folder that was made
+            with another one, other questions or other settings is refused.
+        say (`Callable`): gets a line for each step.
+        progress (`bool`, defaults to `False`): progress bars of the measurements.
+
+    Returns:
+        `Comparison`: what was found; a method that fails is among its `failures`, and the others go on.
+
+    Raises:
+        ValueError: a method is unknown, the questions or the model cannot be compared on, or the folder holds another
+            comparison. Nothing has been fitted then.
+    """
+    chosen = chosen_methods(methods)
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise ValueError(f"seeds={seeds!r}: give a whole number of at least 1.")
+    check_parts(parts, chosen, occupations)
+    model, processor = load()
+    check_model(model, processor, parts, chosen)
+    del model
+    folder = Path(out)
+    changes = {name: dict(value) for name, value in (settings or {}).items()}
+    counted = {
+        "questions to fit on": len(parts.train),
+        "questions to choose by": len(parts.validation),
+        "questions to measure on": len(parts.test),
+        "neutral texts": len(neutral or ()),
+    }
+    found = Comparison(description={**(description or {}), **counted})
+    _claim(folder, parts, neutral, {"description": dict(description or {})})
+    work = _Work(load, parts, folder, neutral, occupations, say, progress)
+    jobs = [(method, seed) for method in chosen for seed in range(seeds if method.fit else 1)]
+    for number, (method, seed) in enumerate(jobs):
+        label = method.name if seed == 0 else f"{method.name}-seed{seed}"
+        say(f"[{number + 1}/{len(jobs)}] {label}: {method.description}")
+        try:
+            if method.fit is None:
+                work.prompt(method, found)
+            else:
+                work.one(method, label, seed, changes.get(method.name, {}), found)
+        except MENDABLE as error:
+            found.failures[label] = f"{type(error).__name__}: {error}"
+            say(f"    failed: {found.failures[label]}")
+    return found
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _claim(folder: Path, parts: Parts, neutral: Optional[Sequence[str]], described: dict[str, Any]) -> None:
+    """Note what the folder's fits are of, or refuse a folder whose fits are of something else."""
+    asked = {name: [[r["prompt"], r["answers"], r["meanings"]] for r in rows] for name, rows in vars(parts).items()}
+    mark = {
+        **described,
+        **{name: _digest(rows) for name, rows in asked.items()},
+        "neutral": _digest(list(neutral or ())),
+    }
+    path = folder / "comparison.json"
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        differing = [key for key in mark if before.get(key) != json.loads(json.dumps(mark[key]))]
+        if differing:
+            raise ValueError(
+                f"{folder} holds a comparison that differs in {', '.join(differing)}: its fits would not be of these "
+                "questions. Give another folder, or delete it."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass
+class _Work:
+    """What fits and measures one method after the other."""
+
+    load: Load
+    parts: Parts
+    folder: Path
+    neutral: Optional[Sequence[str]]
+    occupations: Sequence[Occupation]
+    say: Say
+    progress: bool
+
+    def one(self, method: Method, label: str, seed: int, changes: Mapping[str, Any], found: Comparison) -> None:
+        """Fit and measure, as far as it is not done."""
+        folder = self.folder / label
+        settings = {**method.settings, **changes}
+        fit = self._fitted(method, folder, seed, settings)
+        path = folder / "report.json"
+        if path.is_file():
+            self.say("    measured already")
+            report = load_report(path)
+        else:
+            model, processor = self.load()
+            # What is measured is what was saved.
+            model = PeftModel.from_pretrained(model, folder).eval()
+            report = self._measured(model, processor, method.strengths)
+            save_report(report, path)
+        found.reports.setdefault(method.name, []).append(report)
+        found.fits.setdefault(method.name, []).append(fit)
+
+    def _fitted(self, method: Method, folder: Path, seed: int, settings: dict[str, Any]) -> Fit:
+        """The record of the fit in a folder; it is fitted first where there is none."""
+        path = folder / "fit.json"
+        made_with = json.loads(json.dumps({"settings": settings, "seed": seed}, default=str))
+        if path.is_file():
+            noted = json.loads(path.read_text(encoding="utf-8"))
+            if noted["made_with"] != made_with:
+                raise ValueError(
+                    f"{folder} was fitted with {noted['made_with']}, and {made_with} is asked for: delete it to fit "
+                    "it anew."
+                )
+            self.say("    fitted already")
+            return Fit(**noted["fit"])
+        model, processor = self.load()
+        lines: list[str] = []
+
+        def step(line: str) -> None:
+            lines.append(line)
+            self.say(f"    {line}")
+
+        more: dict[str, Any] = {"validation": self.parts.validation} if method.chooses else {}
+        if method.contrasts:
+            more["occupations"] = self.occupations
+        if method.fit is None:
+            raise TypeError(f"{method.name} is not fitted.")
+        begin = time.monotonic()
+        fitted = method.fit(model, processor, self.parts.train, seed=seed, progress=step, **more, **settings)
+        seconds = time.monotonic() - begin
+        # Whole or not at all: a folder with a record in it is a finished fit.
+        unfinished = folder.with_name(f".{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        fitted.save_pretrained(unfinished)
+        vectors = load_file(unfinished / SAFETENSORS_WEIGHTS_NAME)
+        note = next((line for line in reversed(lines) if line.startswith("chose")), "")
+        fit = Fit(round(seconds, 1), sum(int(v.count_nonzero()) for v in vectors.values()), note)
+        noted = {"fit": asdict(fit), "made_with": made_with}
+        (unfinished / "fit.json").write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+        self.say(f"    fitted in {fit.seconds:.0f} s, {fit.parameters:,} parameters")
+        return fit
+
+    def _measured(self, model: Any, processor: Any, strengths: Sequence[float], knob: Any = None) -> Report:
+        sets = {"test": self.parts.test, "validation": self.parts.validation}
+        return sweep(model, processor, sets, strengths, knob=knob, neutral=self.neutral, progress=self.progress)
+
+    def prompt(self, method: Method, found: Comparison) -> None:
+        """Measure the wordings, and mark the one that validates best."""
+        model, processor = self.load()
+        knobs = prompts(processor, self.parts.train)
+        folder = self.folder / method.name
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "fit.json"
+        if path.is_file():
+            chosen = json.loads(path.read_text(encoding="utf-8"))["chosen"]
+        else:
+            chosen = choose_prompt(model, processor, knobs, self.parts.validation)[0].name
+            path.write_text(json.dumps({"chosen": chosen}) + "\n", encoding="utf-8")
+        self.say(f"    chose the wording {chosen!r}")
+        for knob in knobs:
+            report_path = folder / f"{knob.name}.json"
+            if report_path.is_file():
+                self.say(f"    {knob.name}: measured already")
+                report = load_report(report_path)
+            else:
+                self.say(f"    {knob.name}")
+                report = self._measured(model, processor, method.strengths, knob)
+                save_report(report, report_path)
+            note = "chosen on the validation part" if knob.name == chosen else ""
+            found.reports[f"{method.name}: {knob.name}"] = [report]
+            found.fits[f"{method.name}: {knob.name}"] = [Fit(0.0, 0, note)]

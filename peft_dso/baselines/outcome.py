@@ -1,0 +1,191 @@
+"""What a comparison says: means over fits, the strengths that the validation part chooses, a table, flat records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Optional
+
+import numpy as np
+
+from ..evaluation import Record, Report, StrengthResult
+from ..evaluation.measures import MEASURES, Measure
+from ..evaluation.report import aligned
+from .comparison import Comparison, Fit
+
+
+ACCURACY_LOSS = 0.02  # of the base's unambiguous accuracy, that a method may cost to be called as able
+NEUTRAL_KL = 0.02  # nats per token of neutral text that a method may cost
+COLUMNS = ("bias", "bias_first_choice", "gap", "accuracy", "mass", "abstention", "kl", "neutral_kl")
+
+
+def averaged(reports: Sequence[Report], name: str = "test") -> list[StrengthResult]:
+    """
+    One set of the reports of several fits: the mean over the fits. Its standard error holds that of the questions,
+    which are the same for all, and how much the mean of so many fits may vary.
+
+    Args:
+        reports (`Sequence[Report]`): one per fit, at the same strengths.
+        name (`str`, defaults to `"test"`): the set.
+
+    Returns:
+        `list[StrengthResult]`: in the order of the strengths.
+    """
+    found = []
+    for results in zip(*(report.sets[name] for report in reports), strict=True):
+        measures = {}
+        for key in results[0].measures:
+            each = [r.measures[key] for r in results if key in r.measures]
+            values = np.array([m.value for m in each])
+            error = math.sqrt(float(np.mean([m.standard_error**2 for m in each])) + _spread(values) ** 2 / len(values))
+            measures[key] = Measure(float(values.mean()), error, each[0].n)
+        occupations = {
+            key: float(np.mean([r.occupations.get(key, math.nan) for r in results])) for key in results[0].occupations
+        }
+        found.append(StrengthResult(results[0].strength, measures, occupations=occupations))
+    return found
+
+
+def _spread(values: np.ndarray) -> float:
+    """The standard deviation over fits; 0 of one."""
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def chosen_strength(
+    validation: Sequence[StrengthResult], budget: str = "accuracy", allowed: Optional[float] = None
+) -> float:
+    """
+    The strength with the least bias among those that meet a budget, on the validation part.
+
+    Args:
+        validation (`Sequence[StrengthResult]`): with strength 0.
+        budget (`str`, defaults to `"accuracy"`): `"accuracy"`: at most `allowed` below the base's; `"neutral_kl"`: at
+            most `allowed`.
+        allowed (`float`, *optional*): default 0.02 of either.
+
+    Returns:
+        `float`: 0 where no other one meets it.
+
+    Raises:
+        ValueError: strength 0 or what the budget is about was not measured.
+    """
+    base = next((r for r in validation if r.strength == 0), None)
+    if base is None or budget not in base.measures:
+        raise ValueError(f"{budget} at strength 0 was not measured on the validation part.")
+
+    def meets(r: StrengthResult) -> bool:
+        if budget == "accuracy":
+            limit = base.measures[budget].value - (ACCURACY_LOSS if allowed is None else allowed)
+            return r.measures[budget].value >= limit
+        return r.measures[budget].value <= (NEUTRAL_KL if allowed is None else allowed)
+
+    return min((r for r in validation if r.strength == 0 or meets(r)), key=lambda r: r.measures["bias"].value).strength
+
+
+def chosen_results(comparison: Comparison, budget: str) -> dict[str, StrengthResult]:
+    """
+    What each method gives on the test part at the strength that was chosen on the validation part.
+
+    Args:
+        comparison (`Comparison`): the results.
+        budget (`str`): see [`chosen_strength`].
+
+    Returns:
+        `dict[str, StrengthResult]`: by method; those for which the budget was not measured are left out. Of the
+        wordings only the one that was chosen on the validation part.
+    """
+    found = {}
+    for name, reports in comparison.reports.items():
+        wording = ": " in name
+        if wording and not comparison.fits[name][0].note:
+            continue
+        validation = averaged(reports, "validation")
+        if not validation or any(budget not in r.measures for r in validation):
+            continue
+        strength = chosen_strength(validation, budget)
+        found[name] = next(r for r in averaged(reports) if r.strength == strength)
+    return found
+
+
+def cell(key: str, measure: Optional[Measure]) -> str:
+    """A measure as a table shows it."""
+    if measure is None or math.isnan(measure.value):
+        return "-"
+    digits = MEASURES[key].digits
+    text = f"{measure.value:.{digits}f}"
+    return text if math.isnan(measure.standard_error) else f"{text} ± {measure.standard_error:.{digits}f}"
+
+
+def table_lines(comparison: Comparison) -> list[list[str]]:
+    """
+    The table, the heading first: a row per method and strength with bias, gap, unambiguous accuracy, the probability
+    that is left on the answers, abstention, KL; the parameters and seconds of the fit once per method.
+    """
+    averages = {name: averaged(reports) for name, reports in comparison.reports.items()}
+    keys = [k for k in COLUMNS if any(k in r.measures for results in averages.values() for r in results)]
+    several = any(len(reports) > 1 for reports in comparison.reports.values())
+    heading = ["method", "strength", *(MEASURES[key].column for key in keys)]
+    lines = [[*heading, *(["bias over fits"] if several else []), "parameters", "seconds"]]
+    base = next((r for results in averages.values() for r in results if r.strength == 0), None)
+    rows: list[tuple[str, StrengthResult, Sequence[Report], Sequence[Fit]]] = []
+    if base is not None:
+        rows.append(("base", base, [], []))
+    rows += [
+        (name, r, comparison.reports[name], comparison.fits[name])
+        for name, results in averages.items()
+        for r in results
+        if r.strength != 0
+    ]
+    for name, r, reports, fits in rows:
+        strength = "-" if name == "base" or ": " in name else f"{r.strength:.3g}"
+        cells = [name, strength, *(cell(key, r.measures.get(key)) for key in keys)]
+        if several:
+            biases = [s.measures["bias"].value for p in reports for s in p.sets["test"] if s.strength == r.strength]
+            cells.append(", ".join(f"{value:.3f}" for value in biases) if len(biases) > 1 else "-")
+        fitted = bool(fits) and ": " not in name
+        cells.append(f"{np.mean([f.parameters for f in fits]):.0f}" if fitted else "-")
+        cells.append(f"{np.mean([f.seconds for f in fits]):.0f}" if fitted else "-")
+        lines.append(cells)
+    return lines
+
+
+def format_comparison(comparison: Comparison) -> str:
+    """The table as text, then what failed and why."""
+    text = aligned(table_lines(comparison))
+    failed = "".join(f"\n{name} failed: {reason}" for name, reason in comparison.failures.items())
+    return text + ("\n" + failed if failed else "")
+
+
+def records_of_comparison(comparison: Comparison) -> list[Record]:
+    """
+    Flat records: of each method and set what was measured at each strength, the mean over the fits; with several fits
+    each of them too, as `METHOD-seed1`. What a fit took are the records `fit_seconds` and `parameters` of the set
+    `fit`.
+
+    Args:
+        comparison (`Comparison`): the results.
+
+    Returns:
+        `list[Record]`: by method, set, strength and measure.
+    """
+    found = []
+
+    def add(method: str, sets: Mapping[str, Sequence[StrengthResult]]) -> None:
+        for name, results in sets.items():
+            for r in results:
+                for key, m in r.measures.items():
+                    found.append(Record(name, r.strength, key, m.value, m.standard_error, m.n, method))
+
+    for name, reports in comparison.reports.items():
+        add(name, {key: averaged(reports, key) for key in reports[0].sets})
+        if len(reports) > 1:
+            for seed, report in enumerate(reports):
+                add(f"{name}-seed{seed}", report.sets)
+        fits = comparison.fits[name]
+        for key, values in (
+            ("fit_seconds", [fit.seconds for fit in fits]),
+            ("parameters", [float(fit.parameters) for fit in fits]),
+        ):
+            spread = _spread(np.array(values)) if len(fits) > 1 else math.nan
+            found.append(Record("fit", 1.0, key, float(np.mean(values)), spread, len(fits), name))
+    return found

@@ -1,0 +1,170 @@
+"""
+The questions of a comparison: to fit on, to choose by, and to measure on; and what is checked before anything is
+fitted.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from ..questions import OCCUPATIONS, Occupation, check_questions, hold_out
+from ..scoring import check_reads_pictures, row_images
+from .activations import encode_text
+from .contrasts import balanced, fit_rows, majorities_of, pro_gender
+from .iti import head_count, probe_split
+from .methods import Method
+from .places import attention_outputs, block_norms, check_bare, middle_blocks, residual_writer
+from .validation import validate
+
+
+Rows = list[dict[str, Any]]
+LEAST_PAIRS = 8  # a contrast of fewer is two or three questions of a kind
+LEAST_MASS = 1e-3  # a model that gives less probability than that to the named answers does not answer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """
+    The three parts of the questions; none shares a sentence frame or a pair with another.
+
+    Args:
+        train (`list[dict]`): to fit on.
+        validation (`list[dict]`): to choose by.
+        test (`list[dict]`): to measure on.
+    """
+
+    train: Rows
+    validation: Rows
+    test: Rows
+
+
+def parts_of(
+    train: Sequence[Mapping[str, Any]],
+    validation: Sequence[Mapping[str, Any]],
+    test: Sequence[Mapping[str, Any]],
+    *,
+    measured: Optional[int] = None,
+    validated: Optional[int] = None,
+) -> Parts:
+    """
+    Put the parts together. Questions from a file, which is the same in every split, are divided here.
+
+    Args:
+        train (`Sequence[Mapping]`): to fit on.
+        validation (`Sequence[Mapping]`): to choose by.
+        test (`Sequence[Mapping]`): to measure on.
+        measured (`int`, *optional*): about how many of the test questions to use (see [`subset`]); default all.
+        validated (`int`, *optional*): the same for the validation questions.
+
+    Returns:
+        `Parts`: the parts.
+
+    Raises:
+        ValueError: there are too few questions to divide.
+    """
+    asked = [row["prompt"] for row in train]
+    if asked == [row["prompt"] for row in test]:
+        rest, held = hold_out(train, 0.25)
+        fitted, chosen = hold_out(rest, 0.2, seed=1)
+        train, validation, test = fitted, chosen, held
+    return Parts([dict(row) for row in train], subset(validation, validated), subset(test, measured))
+
+
+def subset(questions: Sequence[Mapping[str, Any]], count: Optional[int], seed: int = 0) -> Rows:
+    """
+    About `count` of some questions: of each occupation, and of ambiguous and unambiguous ones, the same share; whole
+    pairs. The same ones every time.
+
+    Args:
+        questions (`Sequence[Mapping]`): questions.
+        count (`int`, *optional*): default all.
+        seed (`int`, defaults to 0): of the draw.
+
+    Returns:
+        `list[dict]`: in their order; at least one pair per occupation and kind.
+    """
+    if count is None or count >= len(questions):
+        return [dict(row) for row in questions]
+    rng = random.Random(seed)
+    strata: dict[tuple[bool, str], dict[str, list[int]]] = {}
+    for number, row in enumerate(questions):
+        stratum = strata.setdefault((row.get("right") is None, row["occupation"]), {})
+        stratum.setdefault(str(row.get("pair") or number), []).append(number)
+    kept: set[int] = set()
+    for _, pairs in sorted(strata.items()):
+        names = rng.sample(sorted(pairs), len(pairs))
+        wanted, taken = count * sum(map(len, pairs.values())) / len(questions), 0
+        for name in names:
+            if taken and taken + len(pairs[name]) / 2 > wanted:
+                break
+            kept.update(pairs[name])
+            taken += len(pairs[name])
+    return [dict(row) for number, row in enumerate(questions) if number in kept]
+
+
+def check_parts(parts: Parts, methods: Sequence[Method], occupations: Sequence[Occupation] = OCCUPATIONS) -> None:
+    """
+    That the questions can be fitted on, chosen by and measured on.
+
+    Args:
+        parts (`Parts`): the questions.
+        methods (`Sequence[Method]`): what is to be fitted.
+        occupations (`Sequence[Occupation]`): who knows the majority where the answers do not say a gender.
+
+    Raises:
+        ValueError: a part is empty, has no ambiguous question or one occupation only, or cannot be balanced.
+    """
+    for name in ("train", "validation", "test"):
+        rows = getattr(parts, name)
+        try:
+            check_questions(rows)
+            fit_rows(rows)
+        except ValueError as error:
+            raise ValueError(f"The {name} part of the questions is of no use for a comparison: {error}") from None
+    if any(method.contrasts for method in methods):
+        pairs = balanced(parts.train, occupations=occupations)
+        if len(pairs) < LEAST_PAIRS:
+            raise ValueError(
+                f"{len(pairs)} balanced questions are too few to fit on: give {LEAST_PAIRS} ambiguous ones or more, "
+                "about occupations of both majorities."
+            )
+        if any(method.name == "iti" for method in methods):
+            known = majorities_of(occupations)
+            probe_split([row["occupation"] for row in pairs], [pro_gender(row, known) for row in pairs], 0)
+
+
+def check_model(model: Any, processor: Any, parts: Parts, methods: Sequence[Method]) -> None:
+    """
+    That the methods can be fitted to a model, and that it answers the questions at all.
+
+    Args:
+        model (`PreTrainedModel`): the base model.
+        processor (`PreTrainedTokenizerBase` or `ProcessorMixin`): its tokenizer or processor.
+        parts (`Parts`): the questions.
+        methods (`Sequence[Method]`): what is to be fitted.
+
+    Raises:
+        ValueError: the model has an adapter or is of no known kind, a method finds no place in it, or it gives none
+            of the named answers.
+    """
+    check_bare(model)
+    if any(row_images(row) for rows in (parts.train, parts.validation, parts.test) for row in rows):
+        check_reads_pictures(model)
+    text = encode_text(processor, parts.train[0])
+    names = {method.name for method in methods}
+    if "iti" in names:
+        found = attention_outputs(model, text).values()
+        head_count(model, {name: model.get_submodule(name) for name in found})
+    if "caa-residual" in names:
+        for block in middle_blocks(list(block_norms(model))):
+            residual_writer(model, block, text)
+    base = validate(model, processor, parts.validation)
+    if not base.mass >= LEAST_MASS:
+        raise ValueError(
+            f"The model leaves a probability of {base.mass:.2g} to the named answers of the validation questions: it "
+            "abstains from nearly all, and there is nothing to compare. Give prompts that it answers (--chat for an "
+            "instruction-tuned model), or the forms in which it answers."
+        )

@@ -1,0 +1,76 @@
+"""`peft-dso compare`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from .arguments import add_device, add_model, add_questions, chosen_questions, say
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    compare = commands.add_parser(
+        "compare",
+        help="fit DSO and the methods it is compared with, and measure all on the same questions",
+        description="Fit each method on the same training questions, choose what is free on the validation part, "
+        "measure all on the same held-out questions over each method's own strengths. Writes an adapter per method, a "
+        "table, flat records as JSON and CSV, pictures, and a section for a model card. What is done already in the "
+        "folder is not done again.",
+        epilog="example: peft-dso compare --model smollm2 --questions pronouns --methods dso,caa,iti --out compared",
+    )
+    add_model(compare)
+    add_device(compare)
+    add_questions(compare, required=True)
+    compare.add_argument(
+        "--methods",
+        help="of dso, caa, caa-residual, iti, linear-act, lineas, counterfactual, counterfactual-pairs, prompting; "
+        "default all",
+    )
+    compare.add_argument("--seeds", type=int, default=1, help="fits per method (default 1); several show their spread")
+    compare.add_argument(
+        "--measure-on", type=int, default=900, help="about how many held-out questions (default 900; 0 for all)"
+    )
+    compare.add_argument(
+        "--neutral-texts", type=int, default=40, help="how many texts for the KL on neutral text (default 40; 0: none)"
+    )
+    compare.add_argument("--out", required=True, help="folder for the adapters and the report")
+    compare.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..baselines.comparison import compare
+    from ..baselines.methods import chosen_methods
+    from ..baselines.outcome import format_comparison
+    from ..baselines.outcome_card import save_comparison
+    from ..baselines.parts import parts_of
+    from ..models import load_base
+    from ..questions import OCCUPATIONS, load_occupations, neutral_texts
+
+    methods = [m.name for m in chosen_methods(options.methods.split(",") if options.methods else None)]
+    measured = options.measure_on or None
+    parts = parts_of(
+        *(chosen_questions(options, split) for split in ("train", "validation", "test")),
+        measured=measured,
+        validated=measured and max(1, measured // 2),
+    )
+    texts = neutral_texts("test")[: options.neutral_texts]
+    name = Path(options.model).name if os.path.isdir(options.model) else options.model
+    found = compare(
+        lambda: load_base(options.model, options.dtype, device=options.device),
+        parts,
+        options.out,
+        methods,
+        seeds=options.seeds,
+        neutral=texts or None,
+        occupations=OCCUPATIONS if options.occupations is None else load_occupations(options.occupations),
+        description={"model": name, "questions": ", ".join(Path(source).name for source in options.questions)},
+        say=say,
+        progress=True,
+    )
+    written = save_comparison(found, options.out)
+    say(f"\n{format_comparison(found)}\n")
+    say("Wrote " + ", ".join(str(path) for path in written))
+    return 1 if found.failures else 0
