@@ -110,7 +110,7 @@ def test_a_folder_with_its_card(tmp_path):
     assert set(found) == {".gitattributes", "README.md", "adapter_config.json", WEIGHTS}
     card = found["README.md"].data.decode()
     assert card.index("import peft_dso") < card.index("from_pretrained") and "library_name: peft" in card
-    assert "license: apache-2.0" in card and "Nothing: no sweep" in card and 'from_pretrained("user/carded")' in card
+    assert "license: apache-2.0" in card and "Nothing: no sweep" in card and '"user/carded")' in card
     model.push_to_hub("user/carded", token=TOKEN)  # keeps the card
     assert files("user/carded")["README.md"].data.decode() == card
     push_adapter(tmp_path, "user/carded", token=TOKEN, revision="dev")

@@ -237,7 +237,9 @@ def example_report(kl=True):
         measures = {"bias": Measure(bias, 0.01, 40), "accuracy": Measure(accuracy, 0.02, 40)}
         if kl:
             measures["kl"] = Measure(w * w / 10, 0.001, 40)
-        return StrengthResult(w, measures, 0.01, 0.02, {"nurse": bias, "clerk": -bias / 2}, 0.1)
+        for name, value in (("noise_floor", 0.01), ("noise_floor_first_choice", 0.02), ("accuracy_bound", 0.1)):
+            measures[name] = Measure(value, float("nan"), 40)
+        return StrengthResult(w, measures, {"nurse": bias, "clerk": -bias / 2})
 
     return Report({"test": [results(1.0, 0.1, 0.90), results(0.0, 0.5, 1.0), results(0.5, 0.2, 0.98)]})
 

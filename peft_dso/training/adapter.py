@@ -31,7 +31,8 @@ def check_adapter(model: Any) -> dict[str, torch.Tensor]:
 
 def check_vllm(model: Any, peft_config: Optional[PeftConfig]) -> None:
     """TRL merges the adapter before each vLLM rollout; what cannot be merged would be lost."""
-    config: Any = model.peft_config["default"] if is_peft_model(model) else peft_config
+    adapted = not isinstance(model, str) and is_peft_model(model)
+    config: Any = model.peft_config["default"] if adapted else peft_config
     norms = [m for m in model.modules() if is_norm(m)] if isinstance(model, nn.Module) else []
     home = bool(norms) and all(getattr(norm, "bias", None) is not None for norm in norms)
     if config.learn_shift and not home:

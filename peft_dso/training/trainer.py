@@ -114,7 +114,7 @@ class DSOTrainer(LoggingTrainer):
         if retain_dataset is not None and args.retain_coef:
             self.retain_rows += as_rows(retain_dataset, "retain_dataset", required=("prompt",))
         peft_config = _adapter_config(model, peft_config)
-        trained = check_adapter(model) if is_peft_model(model) else {}
+        trained = check_adapter(model) if not isinstance(model, str) and is_peft_model(model) else {}
         if args.use_vllm:
             check_vllm(model, peft_config)
         if reward_funcs is not None and args.rollouts == "enumerate":
@@ -340,7 +340,7 @@ class DSOTrainer(LoggingTrainer):
 
 def _adapter_config(model: Any, peft_config: Optional[PeftConfig]) -> Optional[PeftConfig]:
     """The configuration of a new adapter; a model that has one needs none."""
-    if is_peft_model(model):
+    if not isinstance(model, str) and is_peft_model(model):
         return peft_config
     if peft_config is not None and not isinstance(peft_config, DSOConfig):
         raise ValueError(f"peft_config must be a DSOConfig, got {type(peft_config).__name__}.")
