@@ -41,7 +41,6 @@ def test_the_main_job_on_the_real_model(real_model, tmp_path, monkeypatch, capsy
             questions_per_occupation=8,
             per_device_train_batch_size=64,
             retain_batch_size=8,
-            learning_rate=6e-3,
             l1_coef=0.0,
             neutral_batch_size=1,
             **changes,
