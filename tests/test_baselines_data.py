@@ -7,6 +7,7 @@ from models import build, tiny_questions, tiny_tokenizer
 
 from peft_dso.baselines import (
     WORDINGS,
+    Validation,
     balanced,
     choose_prompt,
     contrast,
@@ -170,6 +171,12 @@ def test_few_shot_is_left_out_where_it_is_impossible():
         prompts(TOKENIZER, chat, ["few-shot"])
     with pytest.raises(ValueError, match="'shout'"):
         prompts(TOKENIZER, ROWS, ["shout"])
+
+
+def test_a_choice_pays_for_accuracy_and_for_answers_lost():
+    base = Validation(bias=0.3, accuracy=0.9, mass=0.5)
+    assert Validation(0.1, 0.8, 0.2).cost(base) == pytest.approx(0.1 + 0.1 + 0.3)
+    assert Validation(0.1, 1.0, 0.9).cost(base) == pytest.approx(0.1)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
