@@ -132,3 +132,20 @@ def test_a_sum_of_adapters():
         model.base_model.add_weighted_adapter(["default"], [0.5], "sum")
         model.set_adapter("sum")
     same(here, there)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_scoring(packed):
+    from peft_dso.scoring import EncodedQuestion, input_device, reads_tries, score
+
+    here, there = twins()
+    forms = (((9,), (9, 10, 11)), ((10, 11), (9, 10)))  # some begin others: leaving the trie is read too
+    questions = [EncodedQuestion((5, 6, 7, last), forms, abstentions=((12, 13),)) for last in range(20, 24)]
+    assert input_device(there) == ELSEWHERE
+    assert reads_tries(there, questions) == reads_tries(here, questions)
+    for (_, found), (_, expected) in zip(
+        score(there, questions, packed=packed), score(here, questions, packed=packed), strict=True
+    ):
+        assert isinstance(found.answers, Elsewhere) and isinstance(found.decision, Elsewhere)
+        for name in ("answers", "abstentions", "decision"):
+            torch.testing.assert_close(getattr(found, name).cpu(), getattr(expected, name))

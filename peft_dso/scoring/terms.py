@@ -184,14 +184,16 @@ def read_answers(log_probs: torch.Tensor, reads: Reads) -> torch.Tensor:
     if len(reads.leaves):
         term, place = reads.leaves.to(device).unbind(1)
         leave, token = reads.stays.to(device).unbind(1)
-        elsewhere = log_probs[place].index_put((leave, token), log_probs.new_tensor(-torch.inf))
+        elsewhere = log_probs[place].index_put((leave, token), log_probs.new_full((), -torch.inf))
         values = values.index_put((term,), elsewhere.logsumexp(-1), accumulate=True)
     question, column = reads.owners.to(device).unbind(1)
     shape = (len(reads.decision), reads.answers + 1)
     owner = question * shape[1] + column
     # The log of a sum of exponentials over the terms of each answer, as many as there may be.
     most = values.new_full((shape[0] * shape[1],), -torch.inf).scatter_reduce(0, owner, values.detach(), "amax")
-    present = torch.zeros_like(most, dtype=torch.bool).index_put((owner,), torch.tensor(True, device=device))
+    present = torch.zeros_like(most, dtype=torch.bool).index_put(
+        (owner,), torch.ones((), dtype=torch.bool, device=device)
+    )
     most = torch.where(most.isfinite(), most, 0.0)
     total = torch.zeros_like(most).index_put((owner,), (values - most[owner]).exp(), accumulate=True)
     summed = most + total.clamp(min=torch.finfo(total.dtype).tiny).log()  # tiny where a model rules an answer out
