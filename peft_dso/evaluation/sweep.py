@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from ..questions import check_questions
-from ..scoring import EncodedQuestion, check_reads_pictures, encode_row, row_images
+from ..scoring import EncodedQuestion, check_readable, check_reads_pictures, encode_row, row_images
 from .answered import Answered, NeutralCost
 from .asking import Said, ask
 from .generated import generated
@@ -166,6 +166,8 @@ def sweep(
         name: None if rows is questions[name] else [encode_row(processor, row) for row in rows]
         for name, rows in asked.items()
     }
+    for some in (*encoded.values(), *rewritten.values()):
+        check_readable(model, some or ())
     order = list(dict.fromkeys([0.0, *strengths]))
     results: dict[str, list[StrengthResult]] = {}
     with _bar(sum(map(len, questions.values())) * len(order) + len(neutral or ()), progress) as bar:

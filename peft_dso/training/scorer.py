@@ -14,6 +14,7 @@ from ..scoring import (
     EncodedQuestion,
     PicturedQuestion,
     Scores,
+    check_readable,
     check_reads_pictures,
     encode_row,
     evaluating,
@@ -58,12 +59,12 @@ class Scorer:
         Encode every row once, so that what cannot be read is said before the first step.
 
         Raises:
-            ValueError: a row cannot be encoded, or has pictures that the model cannot read.
+            ValueError: a row cannot be encoded, has pictures that the model cannot read, or is longer than its
+                positions.
         """
         if any(row_images(row) for row in rows):
             check_reads_pictures(model)
-        for row in rows:
-            self.encode(row)
+        check_readable(model, [self.encode(row) for row in rows])
 
     def decide(self, model: nn.Module, rows: Sequence[Mapping[str, Any]]) -> None:
         """
