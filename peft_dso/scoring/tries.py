@@ -73,5 +73,5 @@ def _tried(questions: Sequence[EncodedQuestion]) -> list[tuple[int, ...]]:
     ring = tokens * _BRANCH
     first, second = tuple(ring[:_BRANCH]), tuple(ring[1 : _BRANCH + 1])
     stem = longest[: max(1, min(_STEM, len(longest) - _BRANCH))]
-    branches = [stem + first[:n] for n in (2, _BRANCH)] + [stem + second[:n] for n in (1, 3, _BRANCH)]
-    return list(dict.fromkeys([*by_prompt[:3], by_prompt[-1], longest, *branches]))
+    branches = [stem + first, stem + second[:2], stem + second]
+    return list(dict.fromkeys([by_prompt[0], by_prompt[-1], longest, *branches]))
