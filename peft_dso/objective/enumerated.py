@@ -61,9 +61,15 @@ class EnumeratedReward:
         """Count what the model says (log-probabilities, shape `(questions, answers)`) towards the majorities."""
         group = self.group_index(rows, log_p)
         for temperature, counted in zip(self.temperatures, self.counts, strict=True):
-            p = self._at(log_p.detach(), temperature)
-            by_group = p.new_zeros(len(rows), len(self.groups)).scatter_add(1, group, p)  # (questions, k)
-            counted.observe([(row["occupation"], v) for row, v in zip(rows, by_group.tolist(), strict=True)])
+            self._count(rows, group, self._at(log_p.detach(), temperature), counted)
+
+    def _count(
+        self, rows: Sequence[Mapping[str, Any]], group: torch.Tensor, p: torch.Tensor, counted: FairnessReward
+    ) -> torch.Tensor:
+        """Count answers of probabilities `p`; returns what each group gets of each question, `(questions, k)`."""
+        by_group = p.new_zeros(len(rows), len(self.groups)).scatter_add(1, group, p)
+        counted.observe([(row["occupation"], v) for row, v in zip(rows, by_group.tolist(), strict=True)])
+        return by_group
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], log_p: torch.Tensor) -> torch.Tensor:
         """
@@ -77,16 +83,15 @@ class EnumeratedReward:
         Returns:
             `torch.Tensor`: shape `(questions,)`, differentiable in `log_p`.
         """
-        self.observe(rows, log_p)
         group = self.group_index(rows, log_p)
         offered = torch.isfinite(group_log_masses(log_p.detach(), group, len(self.groups)))
         expected = log_p.new_zeros(len(rows))
         for temperature, counted in zip(self.temperatures, self.counts, strict=True):
             p = self._at(log_p, temperature)
+            own = self._count(rows, group, p.detach(), counted)
             shares = torch.tensor([counted.shares(row["occupation"]) for row in rows], device=p.device)
             reward = group_rewards(shares, self.smoothing)
             if self.question_share:
-                own = p.new_zeros(len(rows), len(self.groups)).scatter_add(1, group, p.detach())
                 own = own / own.sum(-1, keepdim=True).clamp(min=torch.finfo(own.dtype).tiny)
                 own = group_rewards(own, self.smoothing, offered)
                 reward = torch.lerp(reward, own, self.question_share)

@@ -14,6 +14,11 @@ from ..tuner import DSOConfig, DSOLayer, is_norm, shift_unit
 from .units import ScaledSteps, like
 
 
+def has_adapters(model: Any) -> bool:
+    """Whether a model is a PeftModel, perhaps wrapped for several devices; a name is none."""
+    return not isinstance(model, str) and bool(is_peft_model(model))
+
+
 def check_adapter(model: Any) -> dict[str, torch.Tensor]:
     """That a PeftModel holds a trainable DSO adapter "default"; returns copies of its vectors."""
     config = model.peft_config.get("default")
@@ -31,8 +36,7 @@ def check_adapter(model: Any) -> dict[str, torch.Tensor]:
 
 def check_vllm(model: Any, peft_config: Optional[PeftConfig]) -> None:
     """TRL merges the adapter before each vLLM rollout; what cannot be merged would be lost."""
-    adapted = not isinstance(model, str) and is_peft_model(model)
-    config: Any = model.peft_config["default"] if adapted else peft_config
+    config: Any = model.peft_config["default"] if has_adapters(model) else peft_config
     norms = [m for m in model.modules() if is_norm(m)] if isinstance(model, nn.Module) else []
     home = bool(norms) and all(getattr(norm, "bias", None) is not None for norm in norms)
     if config.learn_shift and not home:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any, Optional
 
 import torch
-from accelerate.utils import DistributedType, gather_object, is_peft_model
+from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset
 from peft import PeftConfig
 from torch import nn
@@ -22,7 +22,7 @@ from ..objective import (
 from ..questions import check_questions, trainable_groups
 from ..questions import neutral_texts as package_texts
 from ..tuner import DSOConfig, set_steering_strength, steering_strength
-from .adapter import PairSteps, adapter_layers, check_adapter, check_vllm
+from .adapter import PairSteps, adapter_layers, check_adapter, check_vllm, has_adapters
 from .callback import STATE_KEY, DSOCallback
 from .checkpoints import is_complete, last_complete_checkpoint
 from .config import DSOTrainerConfig
@@ -114,7 +114,7 @@ class DSOTrainer(LoggingTrainer):
         if retain_dataset is not None and args.retain_coef:
             self.retain_rows += as_rows(retain_dataset, "retain_dataset", required=("prompt",))
         peft_config = _adapter_config(model, peft_config)
-        trained = check_adapter(model) if not isinstance(model, str) and is_peft_model(model) else {}
+        trained = check_adapter(model) if has_adapters(model) else {}
         if args.use_vllm:
             check_vllm(model, peft_config)
         if reward_funcs is not None and args.rollouts == "enumerate":
@@ -340,7 +340,7 @@ class DSOTrainer(LoggingTrainer):
 
 def _adapter_config(model: Any, peft_config: Optional[PeftConfig]) -> Optional[PeftConfig]:
     """The configuration of a new adapter; a model that has one needs none."""
-    if not isinstance(model, str) and is_peft_model(model):
+    if has_adapters(model):
         return peft_config
     if peft_config is not None and not isinstance(peft_config, DSOConfig):
         raise ValueError(f"peft_config must be a DSOConfig, got {type(peft_config).__name__}.")
