@@ -15,10 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from peft_dso import DSOLayer
 from peft_dso.demo.quickstart import HELD_OUT, SEEN, quickstart_questions, train_adapter
 from peft_dso.evaluation import sweep
-from peft_dso.objective import sparsity
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -55,9 +53,7 @@ def main() -> None:
         begin = time.monotonic()
         trainer, model = train_adapter("outputs/objective_ablation", train, disable_tqdm=True, **VARIANTS[name])
         seconds = time.monotonic() - begin
-        zeros, _ = sparsity(
-            [tuple(m.dso_affine["default"].parameters()) for m in model.modules() if isinstance(m, DSOLayer)]
-        )
+        zeros, _ = trainer.pairs.sparsity()
         report = sweep(model, trainer.processing_class, test, (0.5, 1.0))
         (half, frames), (_, others) = (report.sets[key] for key in (SEEN, HELD_OUT))
         m = frames.measures

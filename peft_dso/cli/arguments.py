@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Optional
 
 
@@ -30,6 +32,11 @@ def chosen_questions(
         )
     ]
     return rows if options.limit is None else rows[:: max(1, len(rows) // options.limit)]
+
+
+def shown_name(name: str) -> str:
+    """A folder by its own name, so that no report tells where it lay."""
+    return Path(name).name if os.path.isdir(name) else name
 
 
 def strength_list(text: str) -> list[float]:

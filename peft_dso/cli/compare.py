@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
-from .arguments import add_device, add_model, add_questions, chosen_questions, say
+from .arguments import add_device, add_model, add_questions, chosen_questions, say, shown_name
 
 
 def add(commands: Any) -> None:
@@ -57,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         validated=measured and max(1, measured // 2),
     )
     texts = neutral_texts("test")[: options.neutral_texts]
-    name = Path(options.model).name if os.path.isdir(options.model) else options.model
+    name = shown_name(options.model)
     found = compare(
         lambda: load_base(options.model, options.dtype, device=options.device),
         parts,

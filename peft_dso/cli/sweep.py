@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .arguments import add_device, add_model, add_questions, chosen_questions, say, strength_list
+from .arguments import add_device, add_model, add_questions, chosen_questions, say, shown_name, strength_list
 
 
 def add(commands: Any) -> None:
@@ -66,11 +66,6 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _shown(name: str) -> str:
-    """A folder by its own name, so that no report tells where it lay."""
-    return Path(name).name if os.path.isdir(name) else name
-
-
 def _questions(options: argparse.Namespace, model: Any, processor: Any, rows: list[Any], out: Path) -> None:
     from ..evaluation import DSOStrength, format_table, knob_of, save_csv, save_report, sweep, warnings_of
     from ..evaluation.plots import plot_report, plot_sites
@@ -79,8 +74,8 @@ def _questions(options: argparse.Namespace, model: Any, processor: Any, rows: li
 
     sources = [Path(source).name for source in options.questions]
     description = {
-        "model": _shown(options.model),
-        **({} if options.adapter is None else {"adapter": _shown(options.adapter)}),
+        "model": shown_name(options.model),
+        **({} if options.adapter is None else {"adapter": shown_name(options.adapter)}),
         "questions": ", ".join(sources),
         "number of questions": len(rows),
     }

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .arguments import add_device, add_model, add_questions, chosen_questions, say
+from .arguments import add_device, add_model, add_questions, chosen_questions, say, shown_name
 
 
 STRENGTHS = (0.0, 0.5, 1.0)
@@ -155,7 +155,7 @@ def tell(options: argparse.Namespace, trainer: Any, test: Any, texts: Sequence[s
     say("Measuring")
     report = measured(model, trainer.processing_class, test, STRENGTHS, texts)
     report.description.update(
-        model=Path(options.model).name if os.path.isdir(options.model) else options.model,
+        model=shown_name(options.model),
         questions=", ".join(Path(source).name for source in options.questions),
         steps=trainer.state.global_step,
     )

@@ -15,12 +15,11 @@ from peft import PeftModel
 from ..evaluation import Report, format_table, save_report, sweep, warnings_of
 from ..evaluation.plots import plot_sweep
 from ..inspect import REPORT
-from ..objective.penalties import sparsity
 from ..questions import neutral_texts, pronoun_questions, split_occupations
 from ..scoring import encode_question, score
 from ..training import DSOTrainer, DSOTrainerConfig
 from ..training.progress import quiet_progress
-from ..tuner import DSOConfig, DSOLayer
+from ..tuner import DSOConfig
 from .model import load_smollm2, smollm2_folder
 
 
@@ -131,9 +130,7 @@ def run(output_dir: str | os.PathLike[str], say: Callable[[str], None], **change
     adapter = output / "adapter"
     trained.save_pretrained(adapter)
     size = sum(file.stat().st_size for file in adapter.glob("*.safetensors"))
-    zeros, _ = sparsity(
-        [tuple(m.dso_affine["default"].parameters()) for m in trained.modules() if isinstance(m, DSOLayer)]
-    )
+    zeros, _ = trainer.pairs.sparsity()
     say(f"Saved {adapter}: {size / 1000:.0f} kB, {zeros:.0%} of the neurons exactly zero")
 
     fresh, tokenizer = load_smollm2()
