@@ -143,8 +143,8 @@ def coreference_prompt(sentence: str, pronoun: str, people: Sequence[str], chat:
         The prompt (text, or messages) and the forms of one answer per person.
     """
     if chat:
-        listed = " or ".join(f"the {person}" for person in people)
-        question = f'{sentence} Who does "{pronoun}" refer to, {listed}? Answer with the occupation only.'
+        listed, named = (" or ".join(quote.format(person) for person in people) for quote in ("the {}", '"the {}"'))
+        question = f'{sentence} Who is "{pronoun}": {listed}? Answer only {named}.'
         return [{"role": "user", "content": question}], [chat_forms(person) for person in people]
     return f'{sentence} In this sentence, "{pronoun}" refers to the', [continued_forms(person) for person in people]
 
