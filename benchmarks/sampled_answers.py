@@ -4,10 +4,10 @@ Whether the probability of an answer, summed over its forms, is how often a mode
     python benchmarks/sampled_answers.py [MODEL ...] [--questions 50] [--samples 200]
 
 MODEL is smollm2 or qwen2.5-coder-0.5b-instruct (see real_models.py), or a folder with a chat template; default both.
-Co-reference as a chat, unsteered. Each question is answered freely `--samples` times at temperature 1, and a text counts
-for the person whose forms it begins with. Printed: the probability left on named answers and abstentions, how often the
-texts begin with one, the difference of the first person's share (mean, and root mean square in standard errors of the
-sampling: 1 where the two agree), and the largest.
+Co-reference as a chat, unsteered. Each question is answered freely `--samples` times at temperature 1, and a text
+counts for the person whose forms it begins with. Printed: the probability left on named answers and abstentions, how
+often the texts begin with one, the difference of the first person's share (mean, and root mean square in standard
+errors of the sampling: 1 where the two agree), and the largest.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=50)
     parser.add_argument("--samples", type=int, default=200)
     options = parser.parse_args()
-    titles = "model,probability named,texts that name one,share: mean difference,rms in errors,largest".split(",")
+    titles = ("model", "probability named", "texts that name one", "difference of shares", "rms in errors", "largest")
     print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
     for name in options.models:
         print(check(name, options.questions, options.samples), flush=True)
