@@ -10,6 +10,7 @@ from typing import Optional
 
 from . import app, card, compare, demo, export, inspect, quickstart, sweep, train
 from .arguments import joined_lists, strength_list
+from .libraries import add_log_level, libraries_at
 
 
 __all__ = ["main", "strength_list"]
@@ -26,6 +27,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (demo, app, quickstart, train, sweep, compare, export, card, inspect):
         command.add(commands)
+    for command_parser in commands.choices.values():
+        add_log_level(command_parser)
     return parser
 
 
@@ -48,7 +51,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     # TRL's trainers report to a server otherwise; a command that needs no network uses none.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        return int(options.run(options))
+        with libraries_at(options.log_level):
+            return int(options.run(options))
     except (ValueError, TypeError, KeyError, ImportError, OSError, FloatingPointError, RuntimeError) as error:
         print(f"peft-dso: {error}", file=sys.stderr)
         return 1

@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
     from ..tuner import DSOConfig
 
     arguments = ["--output_dir", options.out, "--report_to", "none", "--save_strategy", "no", "--logging_steps", "1"]
+    arguments += ["--log_level", options.log_level]
     (settings,) = HfArgumentParser(DSOTrainerConfig).parse_args_into_dataclasses([*arguments, *options.fields])
     rows, test = train_and_test(options)
     retained = None if options.retain is None else read_rows(options.retain)
@@ -75,7 +76,8 @@ def run(options: argparse.Namespace) -> int:
         processing_class=processor,
         peft_config=DSOConfig(task_type="CAUSAL_LM", learn_shift=not options.slopes_only),
     )
-    quiet_progress(trainer, say)
+    if options.log_level not in ("debug", "info"):
+        quiet_progress(trainer, say)
     say(f"Training on {len(rows)} questions, {trainer.args.max_steps} steps")
     trainer.train()
     trainer.save_model(options.out)
