@@ -1,5 +1,6 @@
 """What the page asks of a model: answers and texts at each person's own strength; and the page's parts as text."""
 
+import math
 import re
 import threading
 
@@ -177,7 +178,9 @@ def test_what_cannot_be_done_is_said():
     for prompt, answers, strengths, images, said in (
         ("  ", [" he"], {}, [], "prompt is empty"),
         ([{"role": "user", "content": ""}], [" he"], {}, [], "prompt is empty"),
-        ("The " * 30, [" he"], {}, [], "30 tokens, and at most 20"),
+        ("The " * 30, [" he"], {}, [], "30 tokens, and at most 20 are read here: shorten it."),
+        ("T" * 1281, [" he"], {}, [], "1281 letters, and at most 20 tokens"),
+        ([{"role": "user", "content": "T" * 641}] * 2, [" he"], {}, [], "or begin the conversation anew"),
         ("The nurse", [], {}, [], "no answer"),
         ("The nurse", [" he", " he"], {}, [], "same tokens"),
         ("The nurse", [" he"], {"fair": float("nan")}, [], "must be a number, got nan"),
@@ -296,5 +299,6 @@ def test_a_page_of_a_plain_model_with_its_adapter():
     labels = {c["props"].get("label") for c in page.config["components"]}
     assert {"Strength of fair", "Prompt", "Answers", "Text", "Report", "Layers", "Reproduce"} <= labels
     assert "Conversation" not in labels  # no chat template
-    with pytest.raises(ValueError, match="highest=0"):
-        build_page(steered_model(), tiny_tokenizer(), highest=0)
+    for highest in (0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"highest={highest}"):
+            build_page(steered_model(), tiny_tokenizer(), highest=highest)

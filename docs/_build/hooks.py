@@ -11,16 +11,6 @@ INCLUDE = re.compile(r"^\{\{ include (\S+) \}\}$", re.M)
 REPOSITORY_LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#)([^)#]+)(#[^)]*)?\)")
 
 
-# Guides that stand beside the pages of this site as soon as they are written.
-GUIDES = {"compare.md": "Compare with other methods", "serve.md": "Serve"}
-
-
-def on_config(config, **kwargs):
-    (guides,) = (part["Guides"] for part in config.nav if "Guides" in part)
-    guides += [{title: name} for name, title in GUIDES.items() if (ROOT / "docs" / name).is_file()]
-    return config
-
-
 def on_page_markdown(markdown, **kwargs):
     markdown = INCLUDE.sub(lambda m: included(m[1]), markdown)
     return markdown.replace("{{ help }}", command_help()) if "{{ help }}" in markdown else markdown

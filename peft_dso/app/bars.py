@@ -15,6 +15,11 @@ def message(text: str) -> str:
     return f'<p class="dso-message" role="alert">{escape(text)}</p>'
 
 
+def problem(error: Exception) -> str:
+    """What an error says; a `KeyError` as it was written, which `str` puts into quotes."""
+    return message(str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error))
+
+
 def note(text: str) -> str:
     """A line of explanation."""
     return f'<p class="dso-note">{escape(text)}</p>'

@@ -25,6 +25,9 @@ from .turns import Strengths, Turns
 from .writing import write
 
 
+LETTERS_PER_TOKEN = 64  # a prompt with more of them per token that may be read is not even tokenized
+
+
 @dataclass(frozen=True)
 class Comparison:
     """
@@ -118,13 +121,19 @@ class SteeredModel:
         last = prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
         if not str(last).strip():
             raise ValueError("The prompt is empty: write the beginning of a sentence, or a question.")
+        remedy = "shorten it." if isinstance(prompt, str) else "shorten it, or begin the conversation anew."
+        letters = len(prompt) if isinstance(prompt, str) else sum(len(str(m["content"])) for m in prompt)
+        if letters > LETTERS_PER_TOKEN * self.longest_prompt:
+            raise ValueError(
+                f"The prompt has {letters} letters, and at most {self.longest_prompt} tokens are read here: {remedy}"
+            )
         if images:
             check_reads_pictures(self.model)
         question = encode_question(self.processor, prompt, answers, images)
         if len(question.prompt) > self.longest_prompt:
             raise ValueError(
                 f"The prompt has {len(question.prompt)} tokens, and at most {self.longest_prompt} are read here: "
-                "shorten it."
+                + remedy
             )
         return question
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -68,7 +69,7 @@ def add_answers(controls: Controls, prompt: str, answers: str) -> tuple[Any, Any
             listed = answer_list(words, not isinstance(said, str))
             table = bars.answers(steered.compare(said, listed, strengths, _images(image)), strengths)
         except MENDABLE as error:
-            return bars.message(str(error.args[0]) if error.args else str(error)), "", ""
+            return bars.problem(error), "", ""
         python = recipes.python_lines(controls.model_source, controls.sources, strengths, said, listed)
         return table, python, recipes.server_request(controls.model_source, controls.sources, strengths, said)
 
@@ -129,11 +130,7 @@ def add_text(controls: Controls, prompt: str) -> None:
             ):
                 yield bars.text(UNSTEERED, base), bars.text(STEERED, steered), ""
         except MENDABLE as error:
-            yield (
-                bars.text(UNSTEERED),
-                bars.text(STEERED),
-                bars.message(str(error.args[0]) if error.args else str(error)),
-            )
+            yield bars.text(UNSTEERED), bars.text(STEERED), bars.problem(error)
 
     with gr.Tab("Text"):
         text = gr.Textbox(prompt, label="Beginning", info="The model writes on from here.", lines=2)
@@ -188,7 +185,7 @@ def add_conversation(controls: Controls) -> None:
                 ]
                 yield sides[0], sides[1], "", ""
         except MENDABLE as error:
-            yield before[0], before[1], text, bars.message(str(error.args[0]) if error.args else str(error))
+            yield before[0], before[1], text, bars.problem(error)
 
     with gr.Tab("Conversation"):
         with gr.Row():
@@ -262,9 +259,9 @@ def build(
         `Page`: Gradio blocks; `launch()` serves them on 127.0.0.1, and tells nobody.
 
     Raises:
-        ValueError: the model has no DSO adapter, or `highest` is not above 0.
+        ValueError: the model has no DSO adapter, or `highest` is not a number above 0.
     """
-    if not highest > 0:
+    if not 0 < highest < math.inf:
         raise ValueError(f"highest={highest!r}: the sliders need an end above 0.")
     steered = SteeredModel(model, tokenizer, longest_prompt, longest_text)
     named = {name: str((adapters or {}).get(name, name)) for name in steered.adapters}

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .arguments import say
+from .arguments import add_device, say
 
 
 def add(commands: Any) -> None:
@@ -25,11 +25,24 @@ def add(commands: Any) -> None:
         "--adapter", action="append", metavar="A", help="folder or Hub name of an adapter; may be given several times"
     )
     app.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16 or auto")
+    add_device(app)
     app.add_argument("--highest", type=float, default=1.0, help="the end of the sliders, 1 by default")
     app.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 shows it to your network")
-    app.add_argument("--port", type=int, help="port to listen on; default the first free one from 7860")
+    app.add_argument("--port", type=port_number, help="port to listen on; default the first free one from 7860")
     app.add_argument("--no-browser", action="store_true", help="do not open a browser")
     app.set_defaults(run=run)
+
+
+def port_number(text: str) -> int:
+    """
+    A port to listen on.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no number from 1 to 65535.
+    """
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 1 to 65535")
+    return int(text)
 
 
 def adapter_names(adapters: list[str]) -> dict[str, str]:
@@ -65,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     say("Loading the model")
     from peft import PeftModel
 
-    base, processor = load_base(options.model or SMOLLM2, options.dtype)
+    base, processor = load_base(options.model or SMOLLM2, options.dtype, device=options.device)
     (first, *others) = adapters
     model = PeftModel.from_pretrained(base, adapters[first], adapter_name=first)
     for name in others:

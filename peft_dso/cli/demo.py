@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import Any
 
 from .arguments import say
 
 
+# Whole lines of a shell, to be copied as they stand.
 NEXT = """
 Next:
-    peft-dso app           turn the knob in a page of your browser (pip install 'peft_dso[app]')
-    peft-dso inspect {adapter}
-                           what the adapter changes, and what was measured of it
-    peft-dso quickstart    train one yourself, and measure it"""
+    peft-dso app           # turn the knob in a page of your browser; first: pip install 'peft_dso[app]'
+    peft-dso quickstart    # train an adapter yourself, and measure it
+    peft-dso inspect {adapter}   # what this one changes, and what was measured of it"""
 
 
 def add(commands: Any) -> None:
@@ -38,5 +39,5 @@ def run(options: argparse.Namespace) -> int:
     model, tokenizer = load_demo()
     say("How likely each word comes next, at three strengths w of one adapter, in one batch:\n")
     say(format_words(next_words(model, tokenizer)))
-    say(NEXT.format(adapter=adapter))
+    say(NEXT.format(adapter=shlex.quote(str(adapter))))
     return 0
