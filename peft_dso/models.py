@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 from typing import Any, Optional
 
 import torch
+from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -48,8 +52,11 @@ def load_base(
     Raises:
         OSError: there is no such model.
         RuntimeError: there is no such device.
+        ValueError: there is no such dtype.
     """
-    target = best_device() if device is None else torch.device(device)
+    target = best_device() if device is None else _device(device)
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"dtype={dtype!r}: choose float32, bfloat16, float16 or auto.")
     folder = str(smollm2_folder()) if name == SMOLLM2 else name
     config = AutoConfig.from_pretrained(folder, revision=revision)
     pictured = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -60,6 +67,45 @@ def load_base(
     if pictured:
         return model.eval(), AutoProcessor.from_pretrained(folder, revision=revision)
     return model.eval(), AutoTokenizer.from_pretrained(folder, padding_side="left", revision=revision)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # by kind of build, not by kind of fault
+        reason = str(error).partition("\n")[0]
+        raise RuntimeError(f"There is no device {name!r} here ({reason}); {best_device()} is one.") from None
+    return device
+
+
+def add_adapter(model: Any, adapter: str, name: str = "default", revision: Optional[str] = None) -> PeftModel:
+    """
+    Load an adapter into a base model, or one more into a `PeftModel`.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): it is changed in place.
+        adapter (`str`): a folder or a name on the Hub.
+        name (`str`, defaults to `"default"`): its name in the model.
+        revision (`str`, *optional*): branch, tag or commit.
+
+    Returns:
+        `PeftModel`: the model with the adapter.
+
+    Raises:
+        ValueError: there is no such adapter, its files cannot be read, or it does not fit.
+        RuntimeError: its vectors have other shapes than those of the base model.
+    """
+    try:
+        if isinstance(model, PeftModel):
+            model.load_adapter(adapter, name, revision=revision)
+            return model
+        return PeftModel.from_pretrained(model, adapter, adapter_name=name, revision=revision)
+    except (HFValidationError, SafetensorError, json.JSONDecodeError) as error:
+        # PEFT looks on the Hub for a file that is not in the folder.
+        missing = os.path.isdir(adapter) and isinstance(error, HFValidationError)
+        reason = "there is no adapter_model.safetensors" if missing else str(error)
+        raise ValueError(f"The adapter {adapter} cannot be read: {reason}. Get it again.") from None
 
 
 def load_adapted(
@@ -87,7 +133,7 @@ def load_adapted(
         ValueError: there is no such adapter, or it does not fit.
     """
     model, processor = load_base(name, dtype, device=device)
-    return PeftModel.from_pretrained(model, adapter, revision=revision).eval(), processor
+    return add_adapter(model, adapter, revision=revision).eval(), processor
 
 
 def load_steered(

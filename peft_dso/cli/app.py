@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from .arguments import add_device, say
 
@@ -45,6 +46,19 @@ def port_number(text: str) -> int:
     return int(text)
 
 
+def check_free(host: str, port: Optional[int]) -> None:
+    """
+    Raises:
+        OSError: the page cannot listen there.
+    """
+    try:
+        family = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port or 0), family=family).close()
+    except OSError as error:
+        place = host if port is None else f"{host}:{port}"
+        raise OSError(f"The page cannot listen on {place} ({error}). Choose another --host or --port.") from None
+
+
 def adapter_names(adapters: list[str]) -> dict[str, str]:
     """
     A name for each adapter: the last part of its folder or Hub name, numbered where two are the same, and with
@@ -69,20 +83,18 @@ def run(options: argparse.Namespace) -> int:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     from ..app import build
     from ..demo.trained import demo_adapter
-    from ..models import SMOLLM2, load_base
+    from ..models import SMOLLM2, add_adapter, load_base
 
     if bool(options.model) != bool(options.adapter):
         missing = "--adapter" if options.model else "--model"
         raise ValueError(f"{missing} is missing: give a base model and at least one adapter, or neither for the demo.")
     adapters = adapter_names(options.adapter) if options.adapter else {"demo": str(demo_adapter())}
+    check_free(options.host, options.port)
     say("Loading the model")
-    from peft import PeftModel
-
     base, processor = load_base(options.model or SMOLLM2, options.dtype, device=options.device)
-    (first, *others) = adapters
-    model = PeftModel.from_pretrained(base, adapters[first], adapter_name=first)
-    for name in others:
-        model.load_adapter(adapters[name], name)
+    model: Any = base
+    for name, adapter in adapters.items():
+        model = add_adapter(model, adapter, name)
     page = build(model, processor, adapters=adapters, model_name=options.model or SMOLLM2, highest=options.highest)
     page.queue().launch(
         server_name=options.host, server_port=options.port, inbrowser=not options.no_browser, quiet=True,

@@ -96,10 +96,12 @@ def load_report(path: str | os.PathLike[str]) -> Report:
         occupations = {key: number(value) for key, value in data["occupations"].items()}
         return StrengthResult(number(data["strength"]), measures, occupations)
 
-    with open(path, encoding="utf-8") as file:
-        data = json.load(file)
     try:
+        with open(path, encoding="utf-8") as file:
+            data = json.load(file)
         sets = {name: [result_of(r) for r in results] for name, results in data["sets"].items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{os.fspath(path)} is not a report of peft_dso: {error!r}.") from None
+        raise ValueError(
+            f"{os.fspath(path)} is not a report of peft_dso: {error!r}. Measure again with peft-dso sweep."
+        ) from None
     return Report(sets, data.get("description", {}))
