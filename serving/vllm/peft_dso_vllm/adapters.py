@@ -79,6 +79,9 @@ def locate(source: str, revision: str | None = None, subfolder: str | None = Non
     Raises:
         ValueError: there is no such folder or repository, or it lacks one of the files.
     """
+    # What is outside is named by the path itself, where a server's log shows it.
+    if subfolder is not None and (os.path.isabs(subfolder) or ".." in subfolder.split("/")):
+        raise ValueError(f"The subfolder {subfolder!r} must lie inside {source!r}: give a relative path without '..'.")
     if os.path.isdir(source):
         folder = os.path.abspath(os.path.join(source, subfolder or ""))
     else:
@@ -123,11 +126,14 @@ def read_adapter(name: str, folder: str, sha256: str | None = None) -> Adapter:
     try:
         with open(os.path.join(folder, CONFIG), encoding="utf-8") as file:
             config = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{CONFIG} in {folder} is not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("peft_type") != "DSO":
         kind = config.get("peft_type") if isinstance(config, dict) else None
         raise ValueError(f"{folder} is an adapter of the kind {kind!r}, not DSO. Serve a LoRA with --lora-modules.")
+    base = config.get("base_fingerprint") or {}
+    if not isinstance(base, dict):
+        raise ValueError(f"base_fingerprint in {CONFIG} of {folder} must be a mapping, got {base!r}.")
     if config.get("modules_to_save"):
         raise ValueError(f"{folder} has modules_to_save={config['modules_to_save']}: whole modules cannot be served.")
     found = file_sha256(os.path.join(folder, WEIGHTS))
@@ -142,7 +148,7 @@ def read_adapter(name: str, folder: str, sha256: str | None = None) -> Adapter:
         strength = {pattern: as_strength(value, f"steering_strength {pattern}") for pattern, value in strength.items()}
     else:
         strength = as_strength(strength, "steering_strength")
-    return Adapter(name, folder, found, strength, config.get("base_fingerprint") or {})
+    return Adapter(name, folder, found, strength, base)
 
 
 def read_vectors(adapter: Adapter) -> dict[str, dict[str, torch.Tensor]]:
@@ -177,11 +183,13 @@ def read_vectors(adapter: Adapter) -> dict[str, dict[str, torch.Tensor]]:
         match = KEY.fullmatch(key)
         if match is None:
             raise ValueError(f"{path} holds {key!r}, which is no vector of a DSO adapter.")
-        if tensor.dim() != 1 or not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+        # In float32, as it is used: beyond its range, a wider number is infinite.
+        values = tensor.to(torch.float32)
+        if tensor.dim() != 1 or not tensor.is_floating_point() or not bool(torch.isfinite(values).all()):
             raise ValueError(f"{key!r} of {path} is not a vector of finite floating-point numbers.")
         site = match["site"]
         factor = 1.0 if adapter.profile is None else _profile_value(adapter.profile, site)
-        sites.setdefault(site, {})[match["vector"]] = tensor.to(torch.float32) * factor
+        sites.setdefault(site, {})[match["vector"]] = values * factor
     if not sites:
         raise ValueError(f"{path} holds no vectors.")
     for pattern in adapter.profile or {}:

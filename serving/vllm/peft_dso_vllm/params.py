@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import reprlib
 import struct
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 FIELD = "dso_strength"
 # What the package calls the strength: as a key of a request it is a mistake, not somebody else's field.
 MISTAKEN = "steering_strength"
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
 
 
 class StrengthError(ValueError):
@@ -25,7 +28,15 @@ class StrengthError(ValueError):
 
     def __init__(self, message: str, parameter: str = FIELD) -> None:
         super().__init__(message)
-        self.parameter = parameter
+        self.parameter = parameter[:120]
+
+
+def shown(value: Any) -> str:
+    """What stands in a request, for an error: shortened, since it may be of any length and depth."""
+    try:
+        return _SHORT.repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python writes out
+        return f"one {type(value).__name__}"
 
 
 def is_field(key: Any) -> bool:
@@ -48,13 +59,13 @@ def as_strength(value: Any, parameter: str = FIELD) -> float:
         StrengthError: it is not a number, not finite, or outside the range of float32.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise StrengthError(f"{parameter} must be a number such as 0.4, got {value!r}.", parameter)
+        raise StrengthError(f"{parameter} must be a number such as 0.4, got {shown(value)}.", parameter)
     try:
         rounded: float = struct.unpack("f", struct.pack("f", value))[0]
     except (OverflowError, struct.error):
         rounded = math.inf
     if not math.isfinite(rounded):
-        raise StrengthError(f"{parameter} must be finite and fit float32, got {value!r}.", parameter)
+        raise StrengthError(f"{parameter} must be finite and fit float32, got {shown(value)}.", parameter)
     return rounded + 0.0
 
 
@@ -83,7 +94,7 @@ def requested(fields: Mapping[str, Any], adapters: Collection[str], unnamed: str
 
     def put(name: str, value: Any, parameter: str) -> None:
         if name not in adapters:
-            raise StrengthError(f"There is no adapter {name!r}. Loaded: {loaded}.", parameter)
+            raise StrengthError(f"There is no adapter {shown(name)}. Loaded: {loaded}.", parameter)
         if name in found:
             raise StrengthError(f"The strength of {name!r} is given twice. Give it once.", parameter)
         found[name] = as_strength(value, parameter)
@@ -96,7 +107,7 @@ def requested(fields: Mapping[str, Any], adapters: Collection[str], unnamed: str
         if key.startswith(FIELD + ":"):
             put(key[len(FIELD) + 1 :], value, key)
         elif key != FIELD:
-            raise StrengthError(f"Unknown field {key!r}. The strength is {FIELD!r} or '{FIELD}:NAME'.", key)
+            raise StrengthError(f"Unknown field {shown(key)}. The strength is {FIELD!r} or '{FIELD}:NAME'.", key)
         elif isinstance(value, Mapping):
             for name, one in value.items():
                 put(name, one, f"{FIELD}:{name}")

@@ -200,8 +200,12 @@ def open_adapter(name: str, source: Any) -> list[Adapter]:
         ValueError: see [`locate`] and [`read_adapter`].
     """
     where = source if isinstance(source, dict) else {"path": source}
-    if not isinstance(where.get("path"), str) or not set(where) <= {"path", "revision", "subfolder"}:
-        raise ValueError(f'The adapter {name!r} must be a folder, a repository or {{"path": ...}}, got {source!r}.')
+    known = set(where) <= {"path", "revision", "subfolder"}
+    if not known or not where.get("path") or not all(isinstance(v, str | None) for v in where.values()):
+        raise ValueError(
+            f"The adapter {name!r} must be a folder, a repository, or a mapping with texts as path, revision and "
+            f"subfolder, got {source!r}."
+        )
     adapter = read_adapter(name, locate(where["path"], where.get("revision"), where.get("subfolder")))
     return [adapter, adapter.published()] if isinstance(adapter.strength, dict) else [adapter]
 

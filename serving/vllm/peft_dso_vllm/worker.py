@@ -41,11 +41,13 @@ def attach(worker: Any) -> None:
 
 
 def _load(steering: Steering, slot: int, entry: dict[str, Any]) -> str | None:
-    """Load an adapter; an error is the answer, since an exception would end some executors."""
+    """Load an adapter; whatever goes wrong is the answer, since an exception would end some executors."""
     try:
         steering.load(slot, Adapter(**entry))
     except (ValueError, OSError) as error:
         return str(error)
+    except Exception as error:
+        return f"The adapter {entry.get('name')!r} cannot be read: {type(error).__name__}: {error}"
     return None
 
 

@@ -46,6 +46,19 @@ def test_a_tiny_strength_that_float32_does_not_know_is_0():
     assert str(as_strength(-1e-60)) == "0.0"
 
 
+def test_an_error_shows_a_value_of_any_size_and_depth():
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (deep, "x" * 10**7, {"fair": "x" * 10**7}, {"x" * 10**7: 1}, 10**5000, float("1e300"), b"0.4", 1j):
+        with pytest.raises(StrengthError) as caught:
+            requested({"dso_strength": value}, {"fair"}, "fair")
+        assert 20 < len(str(caught.value)) < 400
+    with pytest.raises(StrengthError) as caught:
+        requested({"dso" + "x" * 10**7: 1}, {"fair"}, "fair")
+    assert len(str(caught.value)) < 400 and len(caught.value.parameter) < 400
+
+
 def test_salts_tell_steerings_apart_and_nothing_else():
     identities = {"fair": "a" * 64, "again": "a" * 64, "other": "b" * 64}
     salts = {
