@@ -3,6 +3,11 @@
 import gc
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,6 +63,48 @@ def engine(model: str, dso: dict | None = None, **arguments):
         del llm
         cleanup_dist_env_and_memory()
         gc.collect()
+
+
+@contextmanager
+def serve(model: str, dso: dict | None, log: Path, *arguments: str, **environment: str):
+    """The address of a server in processes of its own; they are gone afterwards."""
+    import httpx
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "base",
+        "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64", "--block-size", "32",
+        "--kv-cache-memory-bytes", str(2**28), "--host", "127.0.0.1", "--port", str(port),
+        *(["--additional-config", json.dumps({"dso": dso})] if dso is not None else []), *arguments,
+    ]  # fmt: skip
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=file,
+            env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", **environment},
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(2400):
+            if process.poll() is not None:
+                pytest.fail(log.read_text()[-3000:])
+            try:
+                if httpx.get(url + "/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.5)
+        else:
+            pytest.fail("the server does not answer: " + log.read_text()[-3000:])
+        yield url
+        assert process.poll() is None, log.read_text()[-3000:]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(120)
 
 
 def sampling(strengths, **more):

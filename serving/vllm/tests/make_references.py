@@ -21,10 +21,16 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 import peft_dso
+from peft_dso.demo.model import load_smollm2, smollm2_folder
 
 
 STRENGTHS = (-0.5, 0.0, 0.25, 0.4, 0.7, 1.0, 1.5)
 TOKENS = 24
+TEXTS = (
+    "The nurse told the patient that",
+    "Write one sentence about an engineer who met a secretary.",
+    "What did the mechanic say to the librarian?",
+)
 TEXT = dict(
     vocab_size=128,
     hidden_size=64,
@@ -41,6 +47,16 @@ TEXT = dict(
 MOE = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, head_dim=32)
 GPT2 = dict(vocab_size=128, n_embd=64, n_layer=2, n_head=2, n_positions=512, bos_token_id=1, eos_token_id=2)
 OPT = dict(vocab_size=128, hidden_size=64, ffn_dim=96, num_hidden_layers=2, num_attention_heads=2)
+VISION = dict(
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    image_size=8,
+    patch_size=4,
+    projection_dim=32,
+)
+LLAVA = dict(text_config=tf.LlamaConfig(**TEXT), vision_config=tf.CLIPVisionConfig(**VISION), image_token_index=1)
 MODELS = {
     "llama": (tf.LlamaConfig, {**TEXT, "num_hidden_layers": 4}, tf.LlamaForCausalLM),
     "qwen2": (tf.Qwen2Config, TEXT, tf.Qwen2ForCausalLM),
@@ -55,6 +71,7 @@ MODELS = {
         tf.OPTForCausalLM,
     ),
     "gpt_neox": (tf.GPTNeoXConfig, TEXT, tf.GPTNeoXForCausalLM),
+    "llava": (tf.LlavaConfig, LLAVA, tf.LlavaForConditionalGeneration),
 }
 
 
@@ -144,18 +161,19 @@ def build(name: str, out: Path) -> dict:
     entry = {"model": str(folder), "adapters": {}, "cases": []}
     entry["adapters"]["fair"] = save_adapter(model, out / name / "fair", 2)
     if name == "llama":
-        save_tokenizer(folder, arguments["vocab_size"])
+        save_tokenizer(folder, model.config.vocab_size)
         entry["adapters"]["other"] = save_adapter(model, out / name / "other", 3, layers_to_transform=[1, 2])
         entry["adapters"]["slopes"] = save_adapter(model, out / name / "slopes", 4, learn_shift=False)
         layered = {"layers.0": 0.2, r"layers\.[12]": 0.7}
         entry["adapters"]["layered"] = save_adapter(model, out / name / "layered", 6, steering_strength=layered)
         entry["lora"] = save_lora(model, out / name / "lora")
     steered = PeftModel.from_pretrained(model, entry["adapters"]["fair"], adapter_name="fair")
-    questions = prompts(arguments["vocab_size"])
+    vocab_size = model.config.get_text_config().vocab_size
+    questions = prompts(vocab_size)
     for prompt in questions if name == "llama" else questions[:4]:
         entry["cases"] += generate(steered, prompt, [{"fair": w} for w in STRENGTHS])
     if name == "llama":
-        (long,) = prompts(arguments["vocab_size"], 1, first=130)
+        (long,) = prompts(vocab_size, 1, first=130)
         entry["long"] = generate(steered, long, [{"fair": w} for w in (0.0, 0.4, 1.0)])
         entry |= llama_extras(steered, entry, questions)
     return entry
@@ -181,14 +199,31 @@ def llama_extras(steered, entry: dict, questions: list[list[int]]) -> dict:
     return extras
 
 
+def build_smollm2(out: Path) -> dict:
+    """SmolLM2 with the adapter that comes along with the package: a trained model and a trained adapter."""
+    model, tokenizer = load_smollm2()
+    adapter = str(Path(peft_dso.__file__).parent / "demo" / "adapter")
+    steered = PeftModel.from_pretrained(model, adapter, adapter_name="fair")
+    cases = []
+    for text in TEXTS:
+        turns = [{"role": "user", "content": text}]
+        prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        cases += generate(steered, prompt, [{"fair": w} for w in STRENGTHS])
+    return {"model": str(smollm2_folder()), "adapters": {"fair": adapter}, "cases": cases}
+
+
 def main() -> None:
     out = Path(sys.argv[1]).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    names = sys.argv[2:] or list(MODELS)
+    names = sys.argv[2:] or [*MODELS, "smollm2"]
     path = out / "references.json"
     references = json.loads(path.read_text()) if path.exists() else {}
     for name in names:
-        references[name] = build(name, out)
+        try:
+            references[name] = build_smollm2(out) if name == "smollm2" else build(name, out)
+        except ImportError as error:
+            print(name, "is left out:", error, flush=True)
+            continue
         cases = references[name]["cases"]
         print(name, len(cases), "cases, smallest margin", min(case["margin"] for case in cases), flush=True)
     path.write_text(json.dumps(references))

@@ -11,4 +11,4 @@ export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_
 "$here/tests/environment.sh" "$folder/venv"
 [ -e "$folder/references/references.json" ] || python "$here/tests/make_references.py" "$folder/references"
 cd "$here"
-DSO_REFERENCES="$folder/references" "$folder/venv/bin/python" -m pytest tests "$@"
+DSO_REFERENCES="$folder/references" DSO_PACKAGE_PYTHON="$(command -v python)" "$folder/venv/bin/python" -m pytest tests "$@"
