@@ -61,8 +61,8 @@ def answers(compared: Comparison, strengths: Mapping[str, float]) -> str:
             f'<td>{_bar(steered, "steered")}</td><td class="dso-difference">{steered - base:+.3f}</td></tr>'
         )
     return (
-        '<table class="dso-table dso-answers"><caption>How likely each answer comes next. KL(steered || unsteered) at '
-        f"this place: {compared.kl:.4f} nats.</caption><thead><tr>"
+        '<table class="dso-table dso-answers"><caption>How likely each answer comes next: probabilities, '
+        f"a full bar is 1. KL(steered || unsteered) at this place: {compared.kl:.4f} nats.</caption><thead><tr>"
         '<th scope="col">Answer</th><th scope="col">Unsteered</th>'
         f'<th scope="col">Steered at {escape(told)}</th><th scope="col">Difference</th></tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table>"
