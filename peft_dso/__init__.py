@@ -22,7 +22,7 @@ from .tuner import (
 )
 
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .objective.rewards import FairnessReward
