@@ -4,11 +4,13 @@ import csv
 import json
 import math
 import shutil
+import warnings
 
 import numpy as np
 import pytest
 from models import build, randomize, tiny_questions, tiny_tokenizer
 from peft import PeftModel
+from peft.utils.warning import PeftWarning
 
 from peft_dso import cli
 from peft_dso.baselines import WORDINGS
@@ -175,6 +177,13 @@ def test_one_that_fails_is_reported_and_the_others_go_on(tmp_path):
     assert "lineas failed" in card_section(found)
     with pytest.raises(ValueError, match="Every method failed: lineas"):
         save_comparison(Comparison(failures={"lineas": "no"}), tmp_path)
+
+
+def test_biases_are_saved_and_loaded_without_a_warning_that_misleads(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PeftWarning)
+        found = run(tmp_path, ["iti", "caa-residual"])
+    assert list(found.reports) == ["iti", "caa-residual"], found.failures
 
 
 def test_seeds_are_fitted_apart(tmp_path):

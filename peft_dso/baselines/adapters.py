@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Optional
 
 import torch
@@ -48,6 +49,18 @@ def set_pair(affine: Any, slope: Optional[torch.Tensor] = None, shift: Optional[
         parameter.zero_() if value is None else parameter.copy_(value)
 
 
+@contextmanager
+def biases_meant() -> Iterator[None]:
+    """
+    Two warnings of PEFT off within the block: that a LoRA's bias cannot be merged where the layer has none (it is to
+    stay a knob), and, when it is saved, that it is one-dimensional, which PEFT takes for a shard of DeepSpeed's.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*lora_bias=True.*")
+        warnings.filterwarnings("ignore", message=r".*invalid shape.*lora_B\.bias:")
+        yield
+
+
 def add_output_biases(model: nn.Module, biases: Mapping[str, torch.Tensor]) -> PeftModel:
     """
     A model with a stock LoRA that adds a vector to the output of some linear layers: r = lora_alpha = 1, A = B = 0 and
@@ -63,8 +76,7 @@ def add_output_biases(model: nn.Module, biases: Mapping[str, torch.Tensor]) -> P
     config = LoraConfig(
         task_type="CAUSAL_LM", r=1, lora_alpha=1, lora_dropout=0.0, lora_bias=True, target_modules=list(biases)
     )
-    with warnings.catch_warnings():  # that it cannot be merged where the layer has no bias: it is meant to stay a knob
-        warnings.filterwarnings("ignore", message=".*lora_bias=True.*")
+    with biases_meant():
         fitted = get_peft_model(model, config).eval()
     set_output_biases(fitted, biases)
     return fitted

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from ..evaluation import Report, load_report, save_report, sweep
 from ..questions import OCCUPATIONS, Occupation
+from .adapters import biases_meant
 from .methods import Method, chosen_methods
 from .parts import Parts, check_model, check_parts
 from .prompting import choose_prompt, prompts
@@ -189,7 +190,8 @@ class _Work:
         else:
             model, processor = self.load()
             # What is measured is what was saved.
-            model = PeftModel.from_pretrained(model, folder).eval()
+            with biases_meant():
+                model = PeftModel.from_pretrained(model, folder).eval()
             report = self._measured(model, processor, method.strengths)
             save_report(report, path)
         found.reports.setdefault(method.name, []).append(report)
@@ -226,7 +228,8 @@ class _Work:
         # Whole or not at all: a folder with a record in it is a finished fit.
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        fitted.save_pretrained(unfinished)
+        with biases_meant():
+            fitted.save_pretrained(unfinished)
         vectors = load_file(unfinished / SAFETENSORS_WEIGHTS_NAME)
         note = next((line for line in reversed(lines) if line.startswith("chose")), "")
         fit = Fit(round(seconds, 1), sum(int(v.count_nonzero()) for v in vectors.values()), note)
