@@ -1,6 +1,6 @@
 """
 A second device for machines that have none: tensors whose values lie in the main memory, but which say that they are
-elsewhere and refuse to be mixed with tensors that are not.
+elsewhere and refuse to be mixed with tensors that are not, and that cannot be float64 (as on MPS).
 """
 
 from contextlib import contextmanager
@@ -54,6 +54,8 @@ def run(func, args, kwargs):
         return args[0]
     if not to or func in _READS:
         return out
+    if any(isinstance(t, torch.Tensor) and t.dtype == torch.float64 for t in tree_flatten(out)[0]):
+        raise TypeError(f"{func}: a tensor on {ELSEWHERE} cannot be float64")
     return tree_map(lambda t: Elsewhere(t) if isinstance(t, torch.Tensor) else t, out)
 
 

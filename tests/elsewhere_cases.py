@@ -5,6 +5,7 @@ runs it in a process of its own.
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from elsewhere import ELSEWHERE, Elsewhere, a_device_elsewhere
@@ -49,6 +50,8 @@ def same(here, there, x=None, **kwargs):
 def test_the_device_refuses_to_be_mixed():
     with pytest.raises(RuntimeError, match=r"elsewhere:0 and on cpu"):
         torch.ones(3).to(ELSEWHERE) + torch.ones(3)
+    with pytest.raises(TypeError, match=r"elsewhere:0 cannot be float64"):
+        torch.ones(3).to(ELSEWHERE).double()
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
@@ -149,3 +152,15 @@ def test_scoring(packed):
         assert isinstance(found.answers, Elsewhere) and isinstance(found.decision, Elsewhere)
         for name in ("answers", "abstentions", "decision"):
             torch.testing.assert_close(getattr(found, name).cpu(), getattr(expected, name))
+
+
+def test_asking_at_strengths():
+    from peft_dso.evaluation.asking import ask
+    from peft_dso.scoring import EncodedQuestion
+
+    here, there = twins()
+    questions = [EncodedQuestion((5, 6, last), (((9,),), ((10, 11),)), abstentions=((12, 13),)) for last in (20, 21)]
+    found, expected = (ask(model, questions, [0.5, 1.0]) for model in (there, here))
+    for strength, said in expected.items():
+        for name in ("answers", "abstained", "kl"):
+            np.testing.assert_allclose(getattr(found[strength], name), getattr(said, name), rtol=1e-4, atol=1e-6)

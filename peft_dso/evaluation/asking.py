@@ -34,8 +34,9 @@ class Said:
 
     def fill(self, numbers: list[int], scores: Scores, base: torch.Tensor) -> None:
         """Note the scores of some of the questions, given the base's distributions where they are decided."""
-        self.answers[numbers, : scores.answers.shape[1]] = scores.answers.double().cpu().numpy()
-        self.abstained[numbers] = scores.abstentions.double().cpu().numpy()
+        # To the main memory first: there are devices (MPS) without float64.
+        self.answers[numbers, : scores.answers.shape[1]] = scores.answers.cpu().double().numpy()
+        self.abstained[numbers] = scores.abstentions.cpu().double().numpy()
         if self.kl is not None:  # exactly 0 for the base itself
             self.kl[numbers] = kl_divergence(scores.decision, base).cpu().numpy()
 
