@@ -159,6 +159,13 @@ def test_hold_out_of_occupations_looks_for_both_kinds():
         assert kinds(train) == kinds(test) == {True, False}
         assert not sides_by("occupation", train, [r for r in test if r["answers"] == ["a", "b"]])
 
+    # Every told question names w: where w is drawn, all of them would go with it.
+    rows = [row(name, None, n) for name in "uvwxyz" for n in range(2)]
+    rows += [{**row(name, 0, n), "answers": [name, "w"]} for name in "uvw" for n in range(2)]
+    for seed in range(16):
+        train, test = hold_out(rows, 0.3, occupations=True, seed=seed)
+        assert kinds(train) == kinds(test) == {True, False}, seed
+
 
 @pytest.mark.parametrize(
     ("rows", "arguments", "message"),

@@ -18,17 +18,31 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
+def sections():
+    """The heading, the date and the number of entries of each part of CHANGELOG.md."""
+    parts = re.split(r"^## (.*)\n", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)[1:]
+    found = []
+    for heading, text in zip(parts[::2], parts[1::2], strict=True):
+        version, date = re.fullmatch(r"\[(.+?)\](?: - (\d{4}-\d\d-\d\d))?", heading).groups()
+        found.append((version, date, len(re.findall(r"^- \S", text, re.M))))
+    return found
+
+
 def test_version_changelog_and_citation_agree():
     """A release has its heading with a date and is cited as such; what becomes one stands under Unreleased."""
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    headings = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", (ROOT / "CHANGELOG.md").read_text(), re.M)
     version, _, dev = peft_dso.__version__.partition(".dev")
     assert str(citation["version"]) == version
-    assert headings[0] == (("Unreleased", "") if dev else headings[0])
-    if not dev:
-        released = next(heading for heading in headings if heading[0] != "Unreleased")
-        assert released[0] == version and released[1]
-        assert str(citation.get("date-released")) == released[1]
+    parts = sections()
+    coming, released = [part for part in parts if part[0] == "Unreleased"], [p for p in parts if p[0] != "Unreleased"]
+    assert parts == coming[:1] + released and all(date and entries for _, date, entries in released)
+    dates = [date for _, date, _ in released]
+    assert dates == sorted(dates, reverse=True)
+    if dev:
+        (_, date, entries), *_ = coming
+        assert entries and date is None and version not in [name for name, _, _ in released]
+    else:
+        assert released[0][0] == version and str(citation.get("date-released")) == released[0][1]
 
 
 def test_the_citation_is_whole():
