@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Optional
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import DistributedType, is_peft_model
 from peft import PeftConfig
 from torch import nn
 
@@ -32,6 +33,42 @@ def check_adapter(model: Any) -> dict[str, torch.Tensor]:
     if not any(p.requires_grad for p in vectors.values()):
         raise ValueError("The adapter is frozen. Load it with PeftModel.from_pretrained(..., is_trainable=True).")
     return {name: p.detach().clone() for name, p in vectors.items()}
+
+
+def adapter_config(model: Any, peft_config: Optional[PeftConfig]) -> Optional[PeftConfig]:
+    """The configuration of a new adapter; a model that has one needs none."""
+    if has_adapters(model):
+        return peft_config
+    if peft_config is not None and not isinstance(peft_config, DSOConfig):
+        raise ValueError(f"peft_config must be a DSOConfig, got {type(peft_config).__name__}.")
+    return DSOConfig(task_type="CAUSAL_LM") if peft_config is None else peft_config
+
+
+def restore_adapter(model: Any, trained: Mapping[str, torch.Tensor]) -> None:
+    """
+    Undo what TRL does to a PeftModel: a reference that is not the base, and pairs in bfloat16.
+
+    Args:
+        model (`PeftModel`): the model, unwrapped.
+        trained (`Mapping[str, torch.Tensor]`): its vectors as they were, by name (see [`check_adapter`]).
+    """
+    if "ref" in model.peft_config:
+        # TRL's copy of the loaded adapter. The reference of DSO is the base model: without "ref", TRL disables the
+        # adapter instead.
+        model.delete_adapter("ref")
+    for name, parameter in model.named_parameters():
+        if ".dso_affine." in name and parameter.dtype != torch.float32:
+            # TRL casts what is trained on a quantised base to bfloat16, where a slope does not move.
+            parameter.data = trained.get(name, parameter.data).to(parameter.device, torch.float32)
+
+
+def check_l1(l1_coef: float, distributed: Any) -> None:
+    """Refuse the l1 step where the backend would undo it."""
+    if l1_coef > 0 and distributed == DistributedType.DEEPSPEED:
+        raise ValueError(
+            f"l1_coef={l1_coef!r} has no effect with DeepSpeed, whose optimizer writes its own copy of the vectors "
+            "over the zeros. Set l1_coef=0 and prune(keep=...) the trained adapter, or launch without it."
+        )
 
 
 def check_vllm(model: Any, peft_config: Optional[PeftConfig]) -> None:

@@ -7,6 +7,8 @@ from typing import Any, overload
 
 from torch.utils.data import Dataset
 
+from ..questions import check_questions
+
 
 class QuestionRows(Dataset[dict[str, Any]]):
     """
@@ -65,3 +67,24 @@ def as_rows(dataset: Any, name: str, required: Sequence[str] = ()) -> list[dict[
             if not row.get(column):
                 raise ValueError(f"{name}, row {number}: the column {column!r} is missing or empty.")
     return rows
+
+
+def eval_rows(dataset: Any, groups: tuple[str, ...]) -> Any:
+    """The questions to evaluate on, or several sets of them by name, checked before anything is trained."""
+    if dataset is None:
+        return None
+    if isinstance(dataset, Mapping):
+        return {name: eval_rows(rows, groups) for name, rows in dataset.items()}
+    rows = as_rows(dataset, "eval_dataset")
+    try:
+        check_questions(rows, groups)
+    except ValueError as error:
+        raise ValueError(f"eval_dataset: {error}") from None
+    return QuestionRows(rows)
+
+
+def all_rows(evaluated: Any) -> list[dict[str, Any]]:
+    """All rows of [`eval_rows`]."""
+    if isinstance(evaluated, dict):
+        return [row for rows in evaluated.values() for row in rows]
+    return list(evaluated or ())

@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Optional
 
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftConfig
 from torch import nn
 from torch.utils.data import Sampler
 from transformers.utils import logging
 
-from ..objective import (
-    EnumeratedReward,
-    FairnessReward,
-    updated_multiplier,
-)
+from ..objective import EnumeratedReward, FairnessReward
 from ..questions import check_questions, trainable_groups
 from ..questions import neutral_texts as package_texts
-from ..tuner import DSOConfig, set_steering_strength, steering_strength
-from .adapter import PairSteps, adapter_layers, check_adapter, check_vllm, has_adapters
+from ..tuner import set_steering_strength, steering_strength
+from .adapter import (
+    PairSteps,
+    adapter_config,
+    adapter_layers,
+    check_adapter,
+    check_l1,
+    check_vllm,
+    has_adapters,
+    restore_adapter,
+)
 from .callback import STATE_KEY, DSOCallback
 from .checkpoints import is_complete, last_complete_checkpoint
 from .config import DSOTrainerConfig
-from .data import QuestionRows, as_rows
-from .logs import LoggingTrainer
+from .data import QuestionRows, all_rows, as_rows, eval_rows
 from .sampler import OccupationSampler
 from .scorer import Scorer
+from .steps import SteppingTrainer
 
 
 logger = logging.get_logger(__name__)
 
 
-class DSOTrainer(LoggingTrainer):
+class DSOTrainer(SteppingTrainer):
     """
     Trains a DSO adapter (arXiv 2512.15926, section 4) on questions with the columns of `peft_dso.questions`.
 
@@ -71,7 +76,7 @@ class DSOTrainer(LoggingTrainer):
             ([`~peft_dso.questions.neutral_texts`]).
         reward_funcs (*optional*):
             Reward functions of TRL, with `rollouts="sample"`; default a [`FairnessReward`] with the settings of
-        `args`.
+            `args`.
         peft_config ([`DSOConfig`], *optional*):
             The adapter; default `DSOConfig(task_type="CAUSAL_LM")` for a model without one.
         **kwargs:
@@ -103,20 +108,52 @@ class DSOTrainer(LoggingTrainer):
         **kwargs: Any,
     ) -> None:
         args = DSOTrainerConfig("dso-output") if args is None else args
+        open_rows = self._take_rows(train_dataset, retain_dataset if args.retain_coef else None, args)
+        evaluated = eval_rows(eval_dataset, self.groups)
+        peft_config = adapter_config(model, peft_config)
+        trained = check_adapter(model) if has_adapters(model) else {}
+        if args.use_vllm:
+            check_vllm(model, peft_config)
+        super().__init__(
+            model=model,
+            reward_funcs=self._take_rewards(reward_funcs, args),
+            args=args,
+            # TRL wants a table of `datasets`, which cannot hold all shapes of rows: the rows follow below.
+            train_dataset=Dataset.from_dict({"row": range(len(open_rows))}),
+            eval_dataset=None if not evaluated else Dataset.from_dict({"row": [0]}),
+            peft_config=peft_config,
+            **kwargs,
+        )
+        self.train_dataset: Any = QuestionRows(open_rows)
+        self.eval_dataset: Any = evaluated
+        check_l1(args.l1_coef, self.accelerator.distributed_type)
+        restore_adapter(self._dso_model, trained)
+        self.scorer = Scorer(
+            self.processing_class, self.accelerator, bool(args.bf16 or args.fp16), args.chat_template_kwargs
+        )
+        self.scorer.check(self._dso_model, [*open_rows, *self.retain_rows, *all_rows(evaluated)])
+        self.neutral = self._neutral(neutral_texts)
+        self.neutral_weight = args.neutral_coef
+        self.pairs = PairSteps(adapter_layers(self._dso_model), args.l1_coef, args.l1_until, args.shift_unit)
+        self._micro_step = 0  # batches since the last optimizer step; TRL's own count starts anew after a resume
+        self._evaluated: list[tuple[str, list[float]]] = []
+        self.add_callback(DSOCallback(self))
+
+    def _take_rows(self, train_dataset: Any, retain_dataset: Any, args: DSOTrainerConfig) -> list[dict[str, Any]]:
+        """The rows to make fair; those to hold to the base, and the groups, are noted."""
         rows = as_rows(train_dataset, "train_dataset")
         check_questions(rows)
         open_rows = [row for row in rows if row.get("right") is None]
         if not open_rows:
             raise ValueError("train_dataset has no ambiguous question (right=None): there is nothing to make fair.")
         self.groups = trainable_groups(open_rows)
-        evaluated = _eval_rows(eval_dataset, self.groups)
         self.retain_rows = [row for row in rows if row.get("right") is not None] if args.retain_coef else []
-        if retain_dataset is not None and args.retain_coef:
+        if retain_dataset is not None:
             self.retain_rows += as_rows(retain_dataset, "retain_dataset", required=("prompt",))
-        peft_config = _adapter_config(model, peft_config)
-        trained = check_adapter(model) if has_adapters(model) else {}
-        if args.use_vllm:
-            check_vllm(model, peft_config)
+        return open_rows
+
+    def _take_rewards(self, reward_funcs: Any, args: DSOTrainerConfig) -> Any:
+        """The reward functions for TRL: those given, or the fairness reward."""
         if reward_funcs is not None and args.rollouts == "enumerate":
             raise ValueError("reward_funcs needs rollouts='sample': the enumerated answers earn the fairness reward.")
         self.enumerated = EnumeratedReward(
@@ -132,46 +169,7 @@ class DSOTrainer(LoggingTrainer):
         given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         # None if other rewards were given; Any because enumeration always has it.
         self.fairness_reward: Any = next((f for f in given if isinstance(f, FairnessReward)), None)
-        super().__init__(
-            model=model,
-            reward_funcs=reward_funcs,
-            args=args,
-            # TRL wants a table of `datasets`, which cannot hold all shapes of rows: the rows follow below.
-            train_dataset=Dataset.from_dict({"row": range(len(open_rows))}),
-            eval_dataset=None if not evaluated else Dataset.from_dict({"row": [0]}),
-            peft_config=peft_config,
-            **kwargs,
-        )
-        self.train_dataset: Any = QuestionRows(open_rows)
-        self.eval_dataset: Any = evaluated
-        if args.l1_coef > 0 and self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            raise ValueError(
-                f"l1_coef={args.l1_coef!r} has no effect with DeepSpeed, whose optimizer writes its own copy of the "
-                "vectors over the zeros. Set l1_coef=0 and prune(keep=...) the trained adapter, or launch without it."
-            )
-        self._restore_adapter(trained)
-        self.scorer = Scorer(
-            self.processing_class, self.accelerator, bool(args.bf16 or args.fp16), args.chat_template_kwargs
-        )
-        self.scorer.check(self._dso_model, [*open_rows, *self.retain_rows, *_all_rows(evaluated)])
-        self.neutral = self._neutral(neutral_texts)
-        self.neutral_weight = args.neutral_coef
-        self.pairs = PairSteps(adapter_layers(self._dso_model), args.l1_coef, args.l1_until, args.shift_unit)
-        self._micro_step = 0  # batches since the last optimizer step; TRL's own count starts anew after a resume
-        self._evaluated: list[tuple[str, list[float]]] = []
-        self.add_callback(DSOCallback(self))
-
-    def _restore_adapter(self, trained: Mapping[str, torch.Tensor]) -> None:
-        """Undo what TRL does to a PeftModel: a reference that is not the base, and pairs in bfloat16."""
-        unwrapped: Any = self._dso_model
-        if "ref" in unwrapped.peft_config:
-            # TRL's copy of the loaded adapter. The reference of DSO is the base model: without "ref", TRL disables the
-            # adapter instead.
-            unwrapped.delete_adapter("ref")
-        for name, parameter in unwrapped.named_parameters():
-            if ".dso_affine." in name and parameter.dtype != torch.float32:
-                # TRL casts what is trained on a quantised base to bfloat16, where a slope does not move.
-                parameter.data = trained.get(name, parameter.data).to(parameter.device, torch.float32)
+        return reward_funcs
 
     def _neutral(self, texts: Optional[Sequence[str]]) -> list[tuple[int, ...]]:
         """The tokens of the neutral texts, none where they do not count."""
@@ -276,43 +274,6 @@ class DSOTrainer(LoggingTrainer):
         self._log_bias(mode)
         return output
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """As TRL's; the steps of the shifts are scaled (`shift_unit`)."""
-        first = self.optimizer is None
-        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        if first:
-            self.pairs.scale_steps_of(optimizer)
-        return optimizer
-
-    def before_optimizer_step(self) -> None:
-        """Called by the trainer's callback."""
-        self.pairs.before_step(self.state.global_step / max(self.state.max_steps, 1))
-
-    def after_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The l1 term's proximal step, and one step of the multipliers. Called by the trainer's callback."""
-        self.pairs.after_step(float(optimizer.param_groups[0]["lr"]))
-        metrics, args = self._metrics["train"], self.args
-        steps = args.gradient_accumulation_steps if args.rollouts == "enumerate" else 1
-
-        def recent(name: str) -> float:
-            values = metrics.get(name, [])[-steps:]
-            return sum(values) / len(values) if values else float("nan")
-
-        kl = recent("kl" if args.rollouts == "enumerate" else "sampled_kl")
-        # The cap that binds: in nats, or in multiples of the least KL that fairness needs on this batch.
-        caps = [args.max_kl, None if args.max_kl_ratio is None else args.max_kl_ratio * recent("least_kl")]
-        cap = min((c for c in caps if c is not None and c > 0), default=None)
-        if cap is not None and kl == kl:
-            # TRL skips the reference at exactly 0 and could then never see the KL rise again.
-            self.beta = max(1e-6, args.beta, updated_multiplier(self.beta, kl, cap, args.kl_rate))
-        neutral = recent("neutral_kl")
-        if args.max_neutral_kl is not None and neutral == neutral:
-            weight = updated_multiplier(self.neutral_weight, neutral, args.max_neutral_kl, args.kl_rate)
-            self.neutral_weight = max(args.neutral_coef, weight)
-        zeros, l1 = self.pairs.sparsity()
-        for name, value in (("zero_neurons", zeros), ("l1", l1), ("beta", self.beta)):
-            metrics[name].append(value)
-
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -336,32 +297,3 @@ class DSOTrainer(LoggingTrainer):
             "fairness_rewards": [reward.state_dict() for reward in self.counting_rewards()],
         }
         super()._save_checkpoint(model, trial)
-
-
-def _adapter_config(model: Any, peft_config: Optional[PeftConfig]) -> Optional[PeftConfig]:
-    """The configuration of a new adapter; a model that has one needs none."""
-    if has_adapters(model):
-        return peft_config
-    if peft_config is not None and not isinstance(peft_config, DSOConfig):
-        raise ValueError(f"peft_config must be a DSOConfig, got {type(peft_config).__name__}.")
-    return DSOConfig(task_type="CAUSAL_LM") if peft_config is None else peft_config
-
-
-def _eval_rows(dataset: Any, groups: tuple[str, ...]) -> Any:
-    """The questions to evaluate on, or several sets of them by name, checked before anything is trained."""
-    if dataset is None:
-        return None
-    if isinstance(dataset, Mapping):
-        return {name: _eval_rows(rows, groups) for name, rows in dataset.items()}
-    rows = as_rows(dataset, "eval_dataset")
-    try:
-        check_questions(rows, groups)
-    except ValueError as error:
-        raise ValueError(f"eval_dataset: {error}") from None
-    return QuestionRows(rows)
-
-
-def _all_rows(evaluated: Any) -> list[dict[str, Any]]:
-    if isinstance(evaluated, dict):
-        return [row for rows in evaluated.values() for row in rows]
-    return list(evaluated or ())

@@ -1,0 +1,57 @@
+"""What surrounds a step of the optimizer: the l1 step, and the multipliers of what is capped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..objective import updated_multiplier
+from .adapter import PairSteps
+from .logs import LoggingTrainer
+
+
+class SteppingTrainer(LoggingTrainer):
+    """The part of the trainer that acts before and after each step of the optimizer."""
+
+    pairs: PairSteps
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As TRL's; the steps of the shifts are scaled (`shift_unit`)."""
+        first = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if first:
+            self.pairs.scale_steps_of(optimizer)
+        return optimizer
+
+    def before_optimizer_step(self) -> None:
+        """Called by the trainer's callback."""
+        self.pairs.before_step(self.state.global_step / max(self.state.max_steps, 1))
+
+    def after_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The l1 term's proximal step, and one step of the multipliers. Called by the trainer's callback."""
+        self.pairs.after_step(float(optimizer.param_groups[0]["lr"]))
+        self._update_multipliers()
+        zeros, l1 = self.pairs.sparsity()
+        for name, value in (("zero_neurons", zeros), ("l1", l1), ("beta", self.beta)):
+            self._metrics["train"][name].append(value)
+
+    def _recent(self, name: str) -> float:
+        """The mean of a metric over the batches of this step; NaN where there is none."""
+        steps = self.args.gradient_accumulation_steps if self.args.rollouts == "enumerate" else 1
+        values = self._metrics["train"].get(name, [])[-steps:]
+        return sum(values) / len(values) if values else float("nan")
+
+    def _update_multipliers(self) -> None:
+        """One step of the multipliers of the KL and of neutral text towards their caps."""
+        args, kl = self.args, self._recent("kl" if self.args.rollouts == "enumerate" else "sampled_kl")
+        # The cap that binds: in nats, or in multiples of the least KL that fairness needs on this batch.
+        caps = [args.max_kl, None if args.max_kl_ratio is None else args.max_kl_ratio * self._recent("least_kl")]
+        cap = min((c for c in caps if c is not None and c > 0), default=None)
+        if cap is not None and kl == kl:
+            # TRL skips the reference at exactly 0 and could then never see the KL rise again.
+            self.beta = max(1e-6, args.beta, updated_multiplier(self.beta, kl, cap, args.kl_rate))
+        neutral = self._recent("neutral_kl")
+        if args.max_neutral_kl is not None and neutral == neutral:
+            weight = updated_multiplier(self.neutral_weight, neutral, args.max_neutral_kl, args.kl_rate)
+            self.neutral_weight = max(args.neutral_coef, weight)
