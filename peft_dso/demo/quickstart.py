@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,17 @@ def train_adapter(
     return trainer, trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
 
 
+def _loaded_again(adapter: Path, trained: Any, test: Mapping[str, list[dict[str, Any]]]) -> tuple[Any, Any]:
+    """A fresh base with the saved adapter, which must say what the trained one says, and the tokenizer."""
+    fresh, tokenizer = load_smollm2()
+    # Where the trained one is: two devices round differently, and the outputs are to be equal.
+    loaded = PeftModel.from_pretrained(fresh.to(trained.device), adapter).eval()
+    few = [rows[i] for rows in test.values() for i in range(0, len(rows), 50)]
+    if not torch.equal(first_outputs(trained, tokenizer, few), first_outputs(loaded, tokenizer, few)):
+        raise RuntimeError(f"The adapter in {adapter}, loaded into a fresh base, does not give the trained outputs.")
+    return loaded, tokenizer
+
+
 def run(output_dir: str | os.PathLike[str], say: Callable[[str], None], **changes: Any) -> Report:
     """
     Debias SmolLM2-135M-Instruct on the pronoun task: measure, train, save, load, sweep and report.
@@ -133,12 +144,7 @@ def run(output_dir: str | os.PathLike[str], say: Callable[[str], None], **change
     zeros, _ = trainer.pairs.sparsity()
     say(f"Saved {adapter}: {size / 1000:.0f} kB, {zeros:.0%} of the neurons exactly zero")
 
-    fresh, tokenizer = load_smollm2()
-    # Where the trained one is: two devices round differently, and the outputs are to be equal.
-    loaded = PeftModel.from_pretrained(fresh.to(trained.device), adapter).eval()
-    few = [rows[i] for rows in test.values() for i in range(0, len(rows), 50)]
-    if not torch.equal(first_outputs(trained, tokenizer, few), first_outputs(loaded, tokenizer, few)):
-        raise RuntimeError(f"The adapter in {adapter}, loaded into a fresh base, does not give the trained outputs.")
+    loaded, tokenizer = _loaded_again(adapter, trained, test)
     say("Loaded into a fresh base: the outputs are equal")
 
     report = sweep(

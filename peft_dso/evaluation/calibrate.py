@@ -29,6 +29,30 @@ class Calibration:
     base: StrengthResult
 
 
+# What each budget is a budget of.
+_MEASURES = {"max_kl": ("kl", "kl_unambiguous"), "max_bias": ("bias",), "min_accuracy": ("accuracy",)}
+
+
+def _budget(**budgets: Optional[float]) -> tuple[str, float]:
+    """The one budget that is given, by name."""
+    given = {name: value for name, value in budgets.items() if value is not None}
+    if len(given) != 1:
+        raise ValueError(f"Give exactly one of {', '.join(budgets)}; got {', '.join(given) or 'none'}.")
+    ((name, budget),) = given.items()
+    if not math.isfinite(budget):
+        raise ValueError(f"{name}={budget!r}: give a finite number.")
+    return name, budget
+
+
+def _budgeted(result: StrengthResult, name: str) -> float:
+    """The measure that a budget is about."""
+    found = next((result.measures[key].value for key in _MEASURES[name] if key in result.measures), math.nan)
+    if math.isnan(found):
+        kind = "ambiguous" if name == "max_bias" else "unambiguous"
+        raise ValueError(f"{name} cannot be measured: there is no {kind} question.")
+    return found
+
+
 def calibrate_strength(
     model: nn.Module,
     processor: Any,
@@ -67,13 +91,7 @@ def calibrate_strength(
     Raises:
         ValueError: not exactly one budget is given, the questions cannot show it, or no strength meets it.
     """
-    budgets = {"max_kl": max_kl, "max_bias": max_bias, "min_accuracy": min_accuracy}
-    given = {name: value for name, value in budgets.items() if value is not None}
-    if len(given) != 1:
-        raise ValueError(f"Give exactly one of {', '.join(budgets)}; got {', '.join(given) or 'none'}.")
-    ((name, budget),) = given.items()
-    if not math.isfinite(budget):
-        raise ValueError(f"{name}={budget!r}: give a finite number.")
+    name, budget = _budget(max_kl=max_kl, max_bias=max_bias, min_accuracy=min_accuracy)
     if not (0 < highest < math.inf and 0 < tolerance < math.inf):
         raise ValueError(f"highest={highest!r} and tolerance={tolerance!r} must be above 0.")
 
@@ -86,13 +104,7 @@ def calibrate_strength(
             wanted = [strength] if 0.0 in results else [0.0, strength]
             measured = sweep(model, processor, {"questions": questions}, wanted, seed=seed, knob=knob)
             results.update((r.strength, r) for r in measured.sets["questions"])
-        measures = results[strength].measures
-        keys = {"max_kl": ("kl", "kl_unambiguous"), "max_bias": ("bias",), "min_accuracy": ("accuracy",)}[name]
-        found = next((measures[key].value for key in keys if key in measures), math.nan)
-        if math.isnan(found):
-            kind = "ambiguous" if name == "max_bias" else "unambiguous"
-            raise ValueError(f"{name} cannot be measured: there is no {kind} question.")
-        return found
+        return _budgeted(results[strength], name)
 
     def meets(strength: float) -> bool:
         return value(strength) >= budget if name == "min_accuracy" else value(strength) <= budget

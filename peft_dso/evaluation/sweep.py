@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -105,6 +105,23 @@ def summarize(
     return result
 
 
+def _written(
+    model: nn.Module,
+    processor: Any,
+    rows: tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]],
+    strengths: Sequence[float],
+    knob: Knob,
+    max_new_tokens: int,
+    progress: Callable[[int], Any],
+) -> dict[float, Said]:
+    """What the model writes at each strength, asked as at strength 0 and as at any other."""
+    said = {}
+    for w in strengths:
+        with knob.at(w):
+            said[w] = Said(*generated(model, processor, rows[w != 0], max_new_tokens, progress))
+    return said
+
+
 def sweep(
     model: nn.Module,
     processor: Any,
@@ -174,11 +191,8 @@ def sweep(
         costs = neutral and neutral_costs(model, processor, neutral, strengths, knob=knob, progress=bar.update)
         for name, rows in questions.items():
             if answers == "text":
-                said = {}
-                for w in order:
-                    with knob.at(w):
-                        turned = rows if w == 0 else asked[name]
-                        said[w] = Said(*generated(model, processor, turned, max_new_tokens, bar.update))
+                both = rows, asked[name]
+                said = _written(model, processor, both, order, knob, max_new_tokens, bar.update)
             else:
                 said = ask(
                     model,

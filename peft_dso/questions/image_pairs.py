@@ -41,6 +41,50 @@ def side_by_side(left: Any, right: Any) -> Any:
     return both
 
 
+def _kinds_of_pairs(people: Mapping[str, Mapping[str, Any]], ambiguous: bool, rng: random.Random) -> list[Any]:
+    """
+    Which (occupation, group) stands beside which, the one asked for first, shuffled and in turns over what is asked
+    for, so that any number of questions is spread evenly.
+    """
+    if ambiguous:
+        kinds = [
+            ((name, one), (name, other))
+            for name, groups in people.items()
+            for one, other in combinations(sorted(groups), 2)
+        ]
+    else:
+        kinds = [
+            ((name, group), (other, other_group))
+            for name, groups in people.items()
+            for group in sorted(groups)
+            for other in people
+            if other != name
+            for other_group in sorted(people[other])
+        ]
+    if not kinds:
+        needed = "two groups of one occupation" if ambiguous else "two occupations"
+        shown = ", ".join(f"{name} ({len(groups)} groups)" for name, groups in people.items())
+        raise ValueError(f"No pair to ask for: it takes {needed}; the pictures show {shown or 'no known occupation'}.")
+    rng.shuffle(kinds)
+    by_asked: dict[str, list[Any]] = {}
+    for kind_of_pair in kinds:
+        by_asked.setdefault(kind_of_pair[0][0], []).append(kind_of_pair)
+    return [turn for turns in zip_longest(*by_asked.values()) for turn in turns if turn is not None]
+
+
+def _asking(kind: str, asked: str, pictures: list[Any], one_picture: bool) -> dict[str, Any]:
+    """The columns that say what is asked and shown."""
+    text = QUESTION_KINDS[kind].format(o=asked, an=article(asked), where=ONE_PICTURE if one_picture else TWO_PICTURES)
+    return {
+        "prompt": [{"role": "user", "content": text}],
+        "images": [side_by_side(*pictures)] if one_picture else pictures,
+        "occupation": asked,
+        "answers": list(ANSWERS),
+        "forms": [option_forms(letter) for letter in ANSWERS],
+        "abstentions": chat_abstentions(),
+    }
+
+
 def image_pair_questions(
     dataset: Iterable[Mapping[str, Any]],
     occupations: Iterable[Occupation] = OCCUPATIONS,
@@ -86,32 +130,8 @@ def image_pair_questions(
         raise ValueError(f"count={count!r}: give an even number, since each pair is asked in both orders.")
     known = {o.name: o for o in occupations}
     people = _people(dataset, known, attributes, image, occupation)
-    if ambiguous:
-        kinds = [
-            ((name, one), (name, other))
-            for name, groups in people.items()
-            for one, other in combinations(sorted(groups), 2)
-        ]
-    else:
-        kinds = [
-            ((name, group), (other, other_group))
-            for name, groups in people.items()
-            for group in sorted(groups)
-            for other in people
-            if other != name
-            for other_group in sorted(people[other])
-        ]
-    if not kinds:
-        needed = "two groups of one occupation" if ambiguous else "two occupations"
-        shown = ", ".join(f"{name} ({len(groups)} groups)" for name, groups in people.items())
-        raise ValueError(f"No pair to ask for: it takes {needed}; the pictures show {shown or 'no known occupation'}.")
     rng = random.Random(seed)
-    rng.shuffle(kinds)
-    # In turns over what is asked for, so that any number of questions is spread evenly.
-    by_asked: dict[str, list[Any]] = {}
-    for kind_of_pair in kinds:
-        by_asked.setdefault(kind_of_pair[0][0], []).append(kind_of_pair)
-    kinds = [turn for turns in zip_longest(*by_asked.values()) for turn in turns if turn is not None]
+    kinds = _kinds_of_pairs(people, ambiguous, rng)
     pairs = len(kinds) * min(len(rows) for groups in people.values() for rows in groups.values())
     rows: list[dict[str, Any]] = []
     for number in range(pairs if count is None else count // 2):
@@ -119,18 +139,9 @@ def image_pair_questions(
         first, second = rng.choice(people[asked][one]), rng.choice(people[shown][other])
         for turned in (False, True):
             order = [(first, one), (second, other)][:: -1 if turned else 1]
-            pictures = [picture for picture, _ in order]
-            text = QUESTION_KINDS[kind].format(
-                o=asked, an=article(asked), where=ONE_PICTURE if one_picture else TWO_PICTURES
-            )
             rows.append(
                 {
-                    "prompt": [{"role": "user", "content": text}],
-                    "images": [side_by_side(*pictures)] if one_picture else pictures,
-                    "occupation": asked,
-                    "answers": list(ANSWERS),
-                    "forms": [option_forms(letter) for letter in ANSWERS],
-                    "abstentions": chat_abstentions(),
+                    **_asking(kind, asked, [picture for picture, _ in order], one_picture),
                     "meanings": [_meaning(known[asked], group, attributes) for _, group in order],
                     "right": None if ambiguous else int(turned),
                     "first": 0,
