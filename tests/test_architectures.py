@@ -14,7 +14,15 @@ specification.loader.exec_module(architectures)
 
 
 @pytest.mark.parametrize(
-    "name", ["AfmoeForCausalLM", "ApertusForCausalLM", "Gemma3ForConditionalGeneration", "OlmoForCausalLM"]
+    "name",
+    [
+        "AfmoeForCausalLM",
+        "ApertusForCausalLM",
+        "Gemma3ForConditionalGeneration",
+        "OlmoForCausalLM",
+        "XLMWithLMHeadModel",  # the norms of its blocks are lists
+        "XLNetLMHeadModel",  # the rows of a batch are its second dimension
+    ],
 )
 def test_steering(name):
     model_class = getattr(tf, name)

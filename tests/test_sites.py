@@ -5,6 +5,7 @@ import torch
 from models import TEXT_MODELS, VISION_MODELS, build
 from peft import get_peft_model
 from torch import nn
+from transformers import NanoChatConfig, NanoChatForCausalLM
 
 from peft_dso import DSOConfig, find_sites
 from peft_dso.tuner import is_norm
@@ -89,6 +90,14 @@ def test_refusals_name_the_value_and_leave_the_model_alone(config, message):
 def test_a_model_without_norms():
     with pytest.raises(ValueError, match="Norms of this model: none"):
         find_sites(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_a_norm_that_does_not_say_its_width_is_named():
+    with torch.device("meta"):
+        config = NanoChatConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1)
+        model = NanoChatForCausalLM(config)
+    with pytest.raises(ValueError, match="NanoChatRMSNorm: no weight and no width, which cannot be steered"):
+        find_sites(model)
 
 
 def test_what_is_a_norm():

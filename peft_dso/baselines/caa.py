@@ -18,7 +18,7 @@ from peft import PeftModel
 from torch import nn
 
 from ..questions import OCCUPATIONS, Occupation
-from ..tuner.sites import is_norm
+from ..tuner.norms import is_norm
 from .activations import read_activations
 from .adapters import add_output_biases, add_pairs, pairs_of, set_output_biases, set_pair
 from .contrasts import Contrast

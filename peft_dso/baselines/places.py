@@ -15,7 +15,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..scoring import evaluating
-from ..tuner.sites import find_sites, is_norm
+from ..tuner.norms import is_norm
+from ..tuner.sites import find_sites
 from .activations import Text, model_inputs, run_order, watching
 
 

@@ -4,8 +4,9 @@ from .affine import DSOAffine
 from .config import DSOConfig
 from .layer import DSOLayer
 from .model import DSOModel
+from .norms import is_norm
 from .registration import register
-from .sites import Site, find_sites, is_norm
+from .sites import Site, find_sites
 from .strength import get_steering_strength, set_steering_strength, steering_strength
 from .units import shift_unit
 

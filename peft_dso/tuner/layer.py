@@ -12,7 +12,7 @@ from .affine import DSOAffine, Expected
 from .config import DSOConfig
 from .devices import execution_device
 from .merging import fold_into_norm
-from .sites import is_norm, norm_width
+from .norms import is_norm, norm_width
 from .turns import Turn
 
 
@@ -29,8 +29,8 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         config (`DSOConfig`): its configuration.
         strength (`float`): the strength to start with.
         rows (`str`): how the rows of a batch stand in the input: `"first"` (the first dimension), `"flat"` (the first
-            dimension too, but two-dimensional inputs are sequences laid end to end, as OPT feeds its second norm), or
-            `"none"` (a tower's patches; no strength per row is possible).
+            dimension too, but two-dimensional inputs are sequences laid end to end, as OPT feeds its second norm),
+            `"second"` (the second, as in XLNet), or `"none"` (a tower's patches; no strength per row is possible).
         expected (`Expected`, *optional*): the vectors are about to be loaded.
         device (`torch.device`, *optional*): where a norm computes that has neither weights nor a hook to tell.
 
@@ -164,8 +164,9 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         return torch.func.functional_call(self.base_layer, kept, (x, *args), kwargs)
 
     def _per_row(self, strength: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        """Strengths of shape `(rows,)` laid out against `h`, as shape `(h.shape[0], 1, ...)`."""
-        rows, found = strength.shape[0], h.shape[0]
+        """Strengths of shape `(rows,)` laid out against `h`: ones in its shape, but where the rows stand."""
+        where = 1 if self.rows == "second" else 0
+        rows, found = strength.shape[0], h.shape[where]
         if found != rows:
             expanded = found == rows * self.row_repeats
             flattened = self.rows == "flat" and h.dim() == 2 and found % rows == 0
@@ -176,7 +177,7 @@ class DSOLayer(nn.Module, BaseTunerLayer):
                     "or give each row's strength once per beam.)"
                 )
             strength = strength.repeat_interleave(found // rows)
-        return strength.view(-1, *[1] * (h.dim() - 1))
+        return strength.view(*[1] * where, -1, *[1] * (h.dim() - 1 - where))
 
     # --- merging -----------------------------------------------------------------------------------------------------
 

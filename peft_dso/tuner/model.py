@@ -17,9 +17,9 @@ from .arithmetic import add_weighted, check_sum, prune
 from .calls import call_settings
 from .config import DSOConfig
 from .devices import check_hooks, execution_device
-from .files import pair_vectors
 from .layer import DSOLayer
-from .sites import check_fingerprint, default_site_names, find_sites, fingerprint, in_language_backbone, is_target
+from .loading import check_fits
+from .sites import check_fingerprint, default_site_names, find_sites, fingerprint, is_target, rows_of
 from .units import shift_unit
 
 
@@ -111,10 +111,7 @@ class DSOModel(BaseTuner):
         if isinstance(target, DSOLayer):
             target.update_layer(adapter_name, peft_config, strength, self._expected, device)
             return
-        if not in_language_backbone(self.model, current_key):
-            rows = "none"
-        else:
-            rows = "flat" if hasattr(getattr(self.model, "config", None), "model_type") else "first"
+        rows = rows_of(self.model, current_key)
         layer = DSOLayer(target, adapter_name, peft_config, strength, rows, self._expected, device)
         layer.turn = next((m.turn for m in self.model.modules() if isinstance(m, DSOLayer)), layer.turn)
         if adapter_name not in self.active_adapters:
@@ -289,28 +286,5 @@ class DSOModel(BaseTuner):
         remapped: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        layers = {n: m for n, m in _strength.dso_layers(model).items() if adapter_name in m.dso_affine}
-        wanted = {
-            f"{site}.dso_affine.{adapter_name}.{vector}": parameter
-            for site, layer in layers.items()
-            for vector, parameter in layer.dso_affine[adapter_name].named_parameters()
-        }
-        present = model.state_dict().keys() | {f"base_model.model.{key}" for key in model.state_dict()}
-        problems = [f"{key} is missing" for key in wanted if key not in remapped]
-        problems += [f"{key} does not belong to this adapter and base model" for key in remapped if key not in present]
-        for key in wanted.keys() & remapped.keys():
-            tensor = remapped[key]
-            if tensor.shape != wanted[key].shape:
-                problems.append(f"{key} has shape {tuple(tensor.shape)} instead of {tuple(wanted[key].shape)}")
-            elif not tensor.is_floating_point():
-                problems.append(f"{key} holds {tensor.dtype}, not floating-point numbers")
-            elif not tensor.is_meta and not tensor.isfinite().all():
-                problems.append(f"{key} holds NaN or infinity")
-        if problems:
-            more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-            raise ValueError("The DSO adapter does not fit: " + "; ".join(sorted(problems)[:5]) + more + ".")
-        pending = (layer.dso_affine[adapter_name].expected for layer in layers.values())
-        expected = next((found for found in pending if found is not None), None)
-        if expected is not None:
-            expected.compare(pair_vectors(state_dict))
+        check_fits(model, adapter_name, state_dict, remapped)
         return remapped

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 from typing import Any, Optional, Union
 
 import regex
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .config import DSOConfig
+from .norms import is_norm, norm_width, without_width
 
 
 # A pattern comes with an adapter that somebody else may have written: matching one name may take this long.
@@ -36,39 +36,6 @@ class Site:
     name: str
     module_class: str
     width: int
-
-
-def norm_width(module: nn.Module) -> Optional[int]:
-    """The number of features of a norm's output, from its weight or, without a weight, its `normalized_shape`."""
-    weight = getattr(module, "weight", None)
-    if isinstance(weight, torch.Tensor):
-        return int(weight.shape[0]) if weight.dim() == 1 else None
-    shape = getattr(module, "normalized_shape", None)
-    if isinstance(shape, int):
-        return shape
-    return int(shape[0]) if shape is not None and len(shape) == 1 else None
-
-
-def is_norm(module: nn.Module) -> bool:
-    """
-    Whether a module normalises the last dimension: `nn.LayerNorm`, `nn.RMSNorm`, and the classes of that kind which
-    models bring along (no children, one vector as weight and perhaps one as bias, "norm" in the class name). Batch,
-    group and instance norms are not of that kind.
-    """
-    if isinstance(module, BaseTunerLayer):
-        module = module.get_base_layer()
-    if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)):
-        return False
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        return norm_width(module) is not None
-    if "norm" not in type(module).__name__.lower() or next(module.children(), None) is not None:
-        return False
-    parameters = dict(module.named_parameters(recurse=False))
-    return (
-        set(parameters) <= {"weight", "bias"}
-        and norm_width(module) is not None
-        and all(p.dim() == 1 for p in parameters.values())
-    )
 
 
 def _ancestors(model: nn.Module, name: str) -> Iterator[nn.Module]:
@@ -104,13 +71,26 @@ def in_language_backbone(model: nn.Module, name: str) -> bool:
     return True
 
 
+def rows_of(model: nn.Module, name: str) -> str:
+    """How the rows of a batch stand in the input of a norm: see [`DSOLayer`]."""
+    if not in_language_backbone(model, name):
+        return "none"
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type is None:
+        return "first"
+    return "second" if model_type == "xlnet" else "flat"
+
+
 def _is_block_norm(model: nn.Module, name: str) -> bool:
     """
     Whether a norm stands on the residual stream of a block: its parent is an element of a module list (a Llama layer,
-    a sublayer of T5) or lies in one and holds fewer than two projections. An attention with query and key norms holds
-    more; a final norm lies in no module list.
+    a sublayer of T5) or lies in one and holds fewer than two projections, or it is itself an element of a list of the
+    model (XLM keeps its blocks as a list per part). An attention with query and key norms holds more; a final norm
+    lies in no module list.
     """
     parent, *rest = _ancestors(model, name)
+    if isinstance(parent, nn.ModuleList) and isinstance(rest[0], PreTrainedModel):
+        return True
     if rest and isinstance(rest[0], (nn.ModuleList, nn.Sequential)):
         return True
     projections = sum(
@@ -241,7 +221,7 @@ def find_sites(model: nn.Module, config: Optional[DSOConfig] = None) -> list[Sit
         raise ValueError(
             f"No norm to steer: target_modules={config.target_modules!r}, exclude_modules={config.exclude_modules!r}, "
             f"layers_to_transform={config.layers_to_transform!r} match none in {type(model).__name__}. "
-            f"Norms of this model: {_listing(norms)}."
+            f"Norms of this model: {_listing(norms)}.{without_width(model)}"
         )
     sites = []
     for name in matches:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .merging import weight_offset
-from .sites import norm_width
+from .norms import norm_width
 
 
 def shift_unit(norm: nn.Module) -> torch.Tensor:

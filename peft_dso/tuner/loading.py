@@ -1,0 +1,53 @@
+"""Whether the tensors of a file fit the adapter that they are loaded into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from .files import pair_vectors
+from .strength import dso_layers
+
+
+def check_fits(
+    model: nn.Module, adapter: str, tensors: Mapping[str, torch.Tensor], remapped: Mapping[str, torch.Tensor]
+) -> None:
+    """
+    Check that tensors fit before any of them is loaded: PEFT itself lets missing and surplus ones pass.
+
+    Args:
+        model (`nn.Module`): the model with the adapter's pairs.
+        adapter (`str`): its name.
+        tensors (`Mapping[str, torch.Tensor]`): as the file has them.
+        remapped (`Mapping[str, torch.Tensor]`): by the names of the model's parameters.
+
+    Raises:
+        ValueError: a vector is missing, surplus, of another shape or not finite, or the vectors are not those that
+            were saved.
+    """
+    layers = {n: m for n, m in dso_layers(model).items() if adapter in m.dso_affine}
+    wanted = {
+        f"{site}.dso_affine.{adapter}.{vector}": parameter
+        for site, layer in layers.items()
+        for vector, parameter in layer.dso_affine[adapter].named_parameters()
+    }
+    present = model.state_dict().keys() | {f"base_model.model.{key}" for key in model.state_dict()}
+    problems = [f"{key} is missing" for key in wanted if key not in remapped]
+    problems += [f"{key} does not belong to this adapter and base model" for key in remapped if key not in present]
+    for key in wanted.keys() & remapped.keys():
+        tensor = remapped[key]
+        if tensor.shape != wanted[key].shape:
+            problems.append(f"{key} has shape {tuple(tensor.shape)} instead of {tuple(wanted[key].shape)}")
+        elif not tensor.is_floating_point():
+            problems.append(f"{key} holds {tensor.dtype}, not floating-point numbers")
+        elif not tensor.is_meta and not tensor.isfinite().all():
+            problems.append(f"{key} holds NaN or infinity")
+    if problems:
+        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        raise ValueError("The DSO adapter does not fit: " + "; ".join(sorted(problems)[:5]) + more + ".")
+    pending = (layer.dso_affine[adapter].expected for layer in layers.values())
+    expected = next((found for found in pending if found is not None), None)
+    if expected is not None:
+        expected.compare(pair_vectors(tensors))
