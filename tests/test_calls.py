@@ -7,7 +7,7 @@ import pytest
 import torch
 from models import build, randomize
 from peft import LoraConfig, get_peft_model
-from test_strength import ids, run
+from steered import ids, run
 
 from peft_dso import DSOConfig, DSOLayer
 

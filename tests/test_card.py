@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from models import VISION_MODELS, build, randomize, tiny_questions, tiny_tokenizer
 from peft import get_peft_model
-from test_trainer import RIGHT, leaning
+from trainers import RIGHT, leaning
 
 from peft_dso import DSOConfig
 from peft_dso.evaluation import save_report, sweep

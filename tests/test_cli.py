@@ -12,7 +12,7 @@ import torch
 from models import OCCUPATIONS, build, randomize, tiny_questions, tiny_tokenizer
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from test_trainer import RIGHT, leaning
+from trainers import RIGHT, leaning
 from vision import build_vision
 
 from peft_dso import DSOConfig, cli, steering_strength

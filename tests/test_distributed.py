@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 TRAIN = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
-from test_trainer import trainer, vectors
+from trainers import trainer, vectors
 processes, folder = int(sys.argv[2]), sys.argv[3]
 size = 8 // processes
 job = trainer(folder, max_steps=3, per_device_train_batch_size=size, retain_batch_size=size // 2, reward_memory=0.5,

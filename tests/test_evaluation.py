@@ -7,7 +7,7 @@ import pytest
 import torch
 from models import build, tiny_questions, tiny_tokenizer
 from peft import get_peft_model
-from test_trainer import RIGHT, leaning, trainer
+from trainers import RIGHT, leaning, trainer
 
 from peft_dso import DSOConfig, get_steering_strength
 from peft_dso.answers import read_answer

@@ -10,7 +10,7 @@ import transformers as tf
 from models import TEXT, TEXT_MODELS, VISION_MODELS, build, randomize, tiny_tokenizer
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from test_peft import _int8, _nf4
+from test_peft_options import _int8, _nf4
 
 from peft_dso import DSOConfig, cli
 from peft_dso.export import export_checkpoint, fold_strength

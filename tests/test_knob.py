@@ -13,7 +13,7 @@ from peft import (
     PromptTuningConfig,
     get_peft_model,
 )
-from test_trainer import RIGHT, leaning
+from trainers import RIGHT, leaning
 
 from peft_dso import DSOConfig
 from peft_dso.evaluation import (

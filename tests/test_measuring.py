@@ -8,7 +8,7 @@ import torch
 from models import tiny_questions, tiny_tokenizer
 from peft import get_peft_model
 from test_evaluation import by_hand
-from test_trainer import leaning
+from trainers import leaning
 
 from peft_dso import DSOConfig
 from peft_dso.evaluation import Prompting, summarize, sweep

@@ -4,7 +4,7 @@ import pytest
 import torch
 from models import OCCUPATIONS, tiny_questions, tiny_tokenizer
 from PIL import Image
-from test_trainer import RIGHT, config, leaning, trainer, vectors
+from trainers import RIGHT, config, leaning, trainer, vectors
 from vision import build_vision
 
 from peft_dso import DSOConfig, DSOTrainer, DSOTrainerConfig, get_steering_strength

@@ -12,7 +12,7 @@ from matplotlib import pyplot
 from models import tiny_questions, tiny_tokenizer
 from peft import get_peft_model
 from test_evaluation import STRENGTHS
-from test_trainer import RIGHT, leaning
+from trainers import RIGHT, leaning
 
 from peft_dso import DSOConfig
 from peft_dso.evaluation import (
