@@ -27,28 +27,48 @@ from transformers.models.auto import modeling_auto
 from peft_dso import DSOConfig, find_sites
 
 
-SECONDS = 30
 TABLES = (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 # What makes a config tiny, under the names that configs use.
 SMALL = {
-    32: "hidden_size d_model n_embd dim embed_dim d_embed word_embed_proj_dim embedding_size projection_dim",
+    32: "hidden_size d_model n_embd dim embed_dim d_embed word_embed_proj_dim embedding_size projection_dim "
+    "out_hidden_size text_hidden_size emb_dim",
     64: "intermediate_size ffn_dim d_ff n_inner encoder_ffn_dim decoder_ffn_dim max_position_embeddings n_positions "
     "ffn_hidden_size mamba_d_ssm lru_width mlp_dim max_seq_len context_length",
-    128: "vocab_size",
+    128: "vocab_size vocab_size_per_layer_input n_words",
     2: "num_hidden_layers n_layer num_layers n_layers encoder_layers decoder_layers depth num_experts_per_tok moe_k "
-    "num_decoder_layers num_encoder_layers attn_layer_period",
+    "num_decoder_layers num_encoder_layers attn_layer_period "
+    "linear_num_key_heads",
     4: "num_attention_heads num_key_value_heads n_head num_heads n_heads num_experts num_local_experts "
     "n_routed_experts encoder_attention_heads decoder_attention_heads moe_num_experts attention_heads "
     "linear_num_value_heads",
     8: "head_dim kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim state_size d_state "
     "mamba_d_state mamba_d_head linear_key_head_dim linear_value_head_dim patch_size mamba_head_dim time_step_rank "
+    "rotary_dim hidden_size_per_layer_input laurel_rank "
     "chunk_size mamba_chunk_size",
     16: "moe_intermediate_size shared_expert_intermediate_size image_size shared_intermediate_size "
     "expert_ffn_hidden_size",
+    0: "num_kv_shared_layers",
     1: "n_group topk_group n_groups mamba_n_groups n_shared_experts first_k_dense_replace",
 }
+# Set although the default is none.
+EVEN_NONE = ("head_dim", "num_key_value_heads", "num_experts_per_tok", "n_routed_experts", "num_experts")
+MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
 # What the numbers above do not fit.
+MROPED = ("qwen2_vl_text", "qwen2_5_vl_text", "glm4v_text", "glm_ocr_text", "paddleocr_vl_text")
 SPECIAL = {
+    **{model_type: {"rope_parameters": MROPE} for model_type in MROPED},
+    "glm4v_moe_text": {"rope_parameters": {**MROPE, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}},
+    "gemma3n_text": {"activation_sparsity_pattern": [0.0, 0.0]},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granitemoehybrid": {"mamba_n_heads": 8, "layer_types": ["linear_attention", "full_attention"]},
+    "mimo_v2_flash": {"num_key_value_heads": 2},
+    "dots1": {"n_shared_experts": 1},
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "reformer": {"is_decoder": True, "axial_pos_embds": False},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
+    "xlm": {"n_words": 128},
     "mamba2": {"num_heads": 8},
     "falcon_h1": {"mamba_n_heads": 8},
     "bamba": {"mamba_n_heads": 8, "attn_layer_indices": [1]},
@@ -63,8 +83,17 @@ def small(config_class):
     """The arguments of a tiny config, those of its parts included."""
     default = config_class()
     known = default.to_dict()
-    arguments = {name: size for size, names in SMALL.items() for name in names.split() if known.get(name) is not None}
+    arguments = {
+        name: size
+        for size, names in SMALL.items()
+        for name in names.split()
+        if (key := default.attribute_map.get(name, name)) in known and (known[key] is not None or name in EVEN_NONE)
+    }
     arguments |= {name: number for name, number in TOKENS.items() if name in known}
+    layers = next((name for name in ("layer_types", "layers_block_type") if known.get(name)), "")
+    kinds = list(dict.fromkeys(known.get(layers) or ()))
+    if len(kinds) > 1:  # a layer of each kind
+        arguments |= {layers: kinds, "num_hidden_layers": len(kinds)}
     rope = known.get("rope_parameters") or {}
     if "mrope_section" in rope:
         arguments["rope_parameters"] = {**rope, "mrope_section": [1, 1, 2]}
@@ -161,6 +190,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="architectures.jsonl", help="what was found, a line each")
     parser.add_argument("--only", help="classes or model types, with commas between")
+    parser.add_argument("--seconds", type=float, default=120, help="the most that one may take")
     options = parser.parse_args(argv)
     out = Path(options.out)
     results = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
@@ -174,9 +204,9 @@ def main(argv=None):
         process = context.Process(target=one, args=(name, send))
         process.start()
         send.close()
-        found = {"note": f"longer than {SECONDS} s, or too large"}
+        found = {"note": f"longer than {options.seconds} s"}
         try:
-            if receive.poll(SECONDS):
+            if receive.poll(options.seconds):
                 found = receive.recv()
         except EOFError:
             found = {"note": "the process died"}
