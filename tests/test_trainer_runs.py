@@ -213,7 +213,7 @@ def test_the_worst_occupations(tmp_path):
 
 def test_the_worst_occupations_reach_a_tracker(tmp_path):
     pytest.importorskip("trackio")
-    code = "import sys; sys.path.insert(0, sys.argv[2]); from test_trainer import *\n"
+    code = "import sys; sys.path.insert(0, sys.argv[2]); from trainers import *\n"
     code += "trainer(sys.argv[1], max_steps=1, report_to=['trackio'], project='dso', rows=tiny_questions()).train()"
     command = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)]
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TRACKIO_DIR": str(tmp_path)})
