@@ -8,7 +8,7 @@ from torch import nn
 
 from peft_dso.objective import EnumeratedReward, group_log_masses, group_rewards, nearest_fair
 from peft_dso.training.units import ScaledSteps
-from peft_dso.tuner import shift_unit
+from peft_dso.tuner import output_unit, shift_unit
 
 
 def kl(p, q):
@@ -137,3 +137,24 @@ def test_the_unit_of_a_shift_is_the_gain():
     assert torch.allclose(shift_unit(norm), torch.tensor([2.0, 0.5, 0.1 * size]))
     assert torch.allclose(shift_unit(OneMore()), torch.tensor([1.0, 4.0, 0.1 * math.sqrt((1 + 16 + 1e-6) / 3)]))
     assert torch.equal(shift_unit(nn.LayerNorm(4, elementwise_affine=False)), torch.ones(4))
+
+
+def test_the_unit_of_a_shift_is_measured_on_the_norm_s_output():
+    """Against plain arithmetic: the root mean square over all rows of all calls, at least a tenth of the median."""
+    calls = [torch.tensor([[[3.0, 0.0, 1.0, 10.0]], [[1.0, 0.0, 2.0, 20.0]]]), torch.tensor([[-2.0, 0.0, 2.0, 0.0]])]
+    norm, unused, dead = nn.Identity(), nn.RMSNorm(3), nn.Identity()
+
+    def run():
+        for x in calls:
+            assert norm(x) is x  # what passes is left alone
+        dead(torch.zeros(2, 2))
+
+    found = output_unit([norm, unused, dead], run)
+    sizes = [math.sqrt((9 + 1 + 4) / 3), math.sqrt((1 + 4 + 4) / 3), math.sqrt((100 + 400) / 3)]
+    expected = torch.tensor([sizes[0], 0.1 * sizes[0], sizes[1], sizes[2]])  # the middle one of three
+    assert torch.allclose(found[0], expected)
+    assert torch.equal(found[1], torch.ones(3))  # not called: its gain
+    assert torch.equal(found[2], torch.ones(2))  # no size at all
+    with pytest.raises(ZeroDivisionError):
+        output_unit([norm], lambda: 1 / 0)
+    assert not norm._forward_hooks  # none is left, whatever happens

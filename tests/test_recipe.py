@@ -34,6 +34,7 @@ def test_batches_that_enumeration_can_do_are_taken(tmp_path, batch, each):
         ({"max_kl_ratio": 0.0}, "max_kl_ratio=0.0"),
         ({"max_neutral_kl": -1.0}, "max_neutral_kl=-1.0"),
         ({"neutral_coef": -1.0}, "neutral_coef=-1.0"),
+        ({"stop_bias": -0.1}, "stop_bias=-0.1"),
     ],
 )
 def test_settings_out_of_range(tmp_path, changes, message):
@@ -50,6 +51,35 @@ def test_being_held_to_the_nearest_fair_distribution_costs_no_fairness(tmp_path)
         bias = history(job, "per_occupation_bias")
         left[target] = sum(bias[-4:]) / sum(bias[:2]) * 2 / 4
     assert left["fair"] < 0.3 < 0.6 < left["base"]
+
+
+def test_shifts_move_in_units_of_their_norms_outputs(tmp_path):
+    """Adam's first step has the size of the learning rate: what the shifts have moved is that times the unit."""
+    job = trainer(tmp_path, max_steps=1, learning_rate=1e-3, warmup_steps=0, shift_unit="output", **FAIR)
+    job.train()
+    for norm, unit, affine in zip(job.pairs.norms, job.pairs.units, job.pairs.affines, strict=True):
+        outputs = []
+        handle = norm.register_forward_hook(lambda norm, inputs, h, to=outputs: to.append(h.float().flatten(0, -2)))
+        job.run_probe()
+        handle.remove()
+        size = torch.cat(outputs).square().mean(0).sqrt()
+        assert torch.allclose(unit, size.clamp(min=0.1 * size.median()), rtol=1e-4)
+        moved = affine.shift.detach().abs()
+        assert torch.allclose(moved[moved > 0], 1e-3 * unit[moved > 0], rtol=1e-2) and (moved > 0).any()
+
+
+def test_training_ends_where_the_answers_are_fair(tmp_path):
+    """Ten steps in a row below the limit, and no sooner: every earlier window of ten was above it."""
+    settings = {"max_steps": 60, "beta": 0.0, **FAIR, "decoding_temperatures": [1.0]}
+    early, late = (trainer(tmp_path, stop_bias=limit, **settings) for limit in (0.15, 0.0))
+    for job in (early, late):
+        job.train()
+    assert late.state.global_step == 60 and "60 of 60 steps:" in late.why_it_ended()
+    steps = early.state.global_step
+    assert 10 < steps < 60 and f"{steps} of 60 steps, since the answers were fair" in early.why_it_ended()
+    bias = history(early, "per_occupation_bias")
+    windows = [sum(bias[n : n + 10]) / 10 for n in range(len(bias) - 9)]
+    assert windows[-1] < 0.15 <= min(windows[:-1])
 
 
 def test_the_cap_in_multiples_of_the_least_kl(tmp_path):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Optional
 
 import torch
@@ -29,7 +30,7 @@ from ..scoring import EncodedQuestion, Scores, encode_row, evaluating, reads_tri
 from ..training.config import cpu_bf16_is_fast
 from ..training.sampler import OccupationSampler
 from ..training.units import ScaledSteps
-from ..tuner import DSOLayer, find_sites, shift_unit
+from ..tuner import DSOLayer, find_sites, output_unit
 from ..tuner.sites import in_language_backbone
 from .adapters import add_pairs
 from .places import check_bare, projections
@@ -117,7 +118,7 @@ def fit_counterfactual(
         lora_alpha (`int`, defaults to 16): of the LoRA.
         dropout (`float`, defaults to 0.05): of the LoRA.
         learning_rate (`float`, *optional*): of AdamW; default 2e-4 for a LoRA, 3e-3 for pairs, whose shifts move in
-            units of their norm's gain, as in DSO's trainer. Warm-up of 10 % and cosine decay.
+            units of their norm's output, as in DSO's trainer. Warm-up of 10 % and cosine decay.
         epochs (`float`, defaults to 3): over the questions, as often per occupation as the largest has questions.
         max_steps (`int`, *optional*): stop earlier.
         batch_size (`int`, defaults to 64): ambiguous questions per step, whole occupations.
@@ -197,9 +198,14 @@ def _train(
     optimizer = torch.optim.AdamW([p for p in fitted.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(0.1 * steps), steps)
     layers = [module for module in fitted.modules() if isinstance(module, DSOLayer)]
-    if layers:
-        ScaledSteps(optimizer, [(la.dso_affine["default"].shift, shift_unit(la.get_base_layer())) for la in layers])
     device = next(fitted.parameters()).device
+    if layers:
+        first = next(draws)
+        draws = chain([first], draws)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            units = output_unit([layer.get_base_layer() for layer in layers], lambda: loss_of(*first))
+        shifts = [layer.dso_affine["default"].shift for layer in layers]
+        ScaledSteps(optimizer, zip(shifts, units, strict=True))
     fitted.train()
     for step, (numbers, drawn) in zip(range(steps), draws, strict=False):
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

@@ -3,12 +3,13 @@
 from .enumerated import EnumeratedReward
 from .fairness import group_log_masses, nearest_fair
 from .penalties import kl_divergence, soft_threshold_, sparsity, updated_multiplier
-from .rewards import FairnessReward, group_rewards, imbalance, occupation_shares, occupation_weights
+from .rewards import FairnessReward, answer_shares, group_rewards, imbalance, occupation_shares, occupation_weights
 
 
 __all__ = [
     "EnumeratedReward",
     "FairnessReward",
+    "answer_shares",
     "group_log_masses",
     "group_rewards",
     "imbalance",

@@ -61,6 +61,22 @@ def occupation_shares(probabilities: torch.Tensor, occupations: torch.Tensor, co
     return torch.where(total > 0, sums / total.clamp(min=torch.finfo(sums.dtype).tiny), 1 / sums.shape[1])
 
 
+def answer_shares(answers: Sequence[tuple[str, Sequence[float]]]) -> torch.Tensor:
+    """
+    Shares of the groups per occupation of some answers.
+
+    Args:
+        answers (`Sequence[tuple[str, Sequence[float]]]`): per question its occupation and what each group got, at
+            least one.
+
+    Returns:
+        `torch.Tensor`: shape `(occupations, k)`, in the order of the occupations' names.
+    """
+    names = sorted({name for name, _ in answers})
+    index = torch.tensor([names.index(name) for name, _ in answers])
+    return occupation_shares(torch.tensor([list(values) for _, values in answers]), index, len(names))
+
+
 def imbalance(shares: torch.Tensor) -> torch.Tensor:
     """Bias of an occupation, sum over its groups of |p_g - 1/k|: for two |p_pro - p_anti|. In: shape `(..., k)`."""
     return (shares - 1 / shares.shape[-1]).abs().sum(-1)

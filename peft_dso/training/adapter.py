@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Optional
 
 import torch
@@ -11,7 +11,7 @@ from peft import PeftConfig
 from torch import nn
 
 from ..objective import soft_threshold_, sparsity
-from ..tuner import DSOConfig, DSOLayer, is_norm, shift_unit
+from ..tuner import DSOConfig, DSOLayer, is_norm, output_unit, shift_unit
 from .units import ScaledSteps, like
 
 
@@ -98,25 +98,36 @@ class PairSteps:
         l1_coef (`float`): coefficient of the l1 term, whose shifts count in their units.
         l1_until (`float`): share of the training in which it acts; afterwards the zeros stay zero and the others are
             free of its pull (relaxed lasso, Meinshausen 2007).
-        unit (`str`): `"gain"` or `"plain"`, see [`DSOTrainerConfig`].
+        unit (`str`): `"output"` (to be measured, see [`PairSteps.measure`]), `"gain"` or `"plain"`, see
+            [`DSOTrainerConfig`].
     """
 
     def __init__(self, layers: list[DSOLayer], l1_coef: float, l1_until: float, unit: str) -> None:
         self.affines = [layer.dso_affine["default"] for layer in layers]
-        self.units = [None if unit == "plain" else shift_unit(layer.get_base_layer()) for layer in layers]
+        self.norms = [layer.get_base_layer() for layer in layers]
+        self.unit = unit
+        self.units = [None if unit == "plain" else shift_unit(norm) for norm in self.norms]
         self.l1_coef, self.l1_until = l1_coef, l1_until
         self._kept: Optional[list[tuple[nn.Parameter, torch.Tensor]]] = None
 
-    def _shifts(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
-        return [
-            (affine.shift, unit)
-            for affine, unit in zip(self.affines, self.units, strict=True)
-            if affine.shift is not None and unit is not None
-        ]
+    def measure(self, run: Callable[[], Any]) -> None:
+        """
+        Measure the units, where they are those of the norms' outputs.
+
+        Args:
+            run (`Callable`): runs the base on inputs such as those to come, the same on every process.
+        """
+        if self.unit == "output":
+            self.units = [*output_unit(self.norms, run)]
+
+    def _shifts(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+        for affine, unit in zip(self.affines, self.units, strict=True):
+            if affine.shift is not None and unit is not None:
+                yield affine.shift, unit
 
     def scale_steps_of(self, optimizer: torch.optim.Optimizer) -> None:
         """Have the optimizer's steps on the shifts count in their units."""
-        if self._shifts():
+        if any(True for _ in self._shifts()):
             ScaledSteps(optimizer, self._shifts())
 
     def before_step(self, progress: float) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from transformers import TrainerCallback
 
+from ..objective import answer_shares, imbalance
 from ..tuner import get_steering_strength, set_steering_strength
 
 
 STATE_KEY = "DSOTrainer"  # in trainer_state.json
+STOP_AFTER = 10  # steps in a row whose bias is looked at
 
 
 class DSOCallback(TrainerCallback):
@@ -18,10 +21,12 @@ class DSOCallback(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.strength: Any = None
+        self.biases: deque[float] = deque(maxlen=STOP_AFTER)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.strength = get_steering_strength(self.trainer._dso_model, "default")
         self.trainer.scorer.decide(self.trainer.model, self.trainer.probe_rows())
+        self.trainer.pairs.measure(self.trainer.run_probe)
         set_steering_strength(self.trainer._dso_model, 1.0, "default")
         saved = state.stateful_callbacks.get(STATE_KEY)
         if isinstance(saved, dict):
@@ -40,6 +45,14 @@ class DSOCallback(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         self.trainer.after_optimizer_step(optimizer)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End early where the answers of the last steps were fair already, at every temperature."""
+        said = [reward.latest for reward in self.trainer.counting_rewards() if reward.latest]
+        biases = [imbalance(answer_shares(answers)).mean().item() for answers in said]
+        self.biases.append(max(biases, default=float("inf")))
+        if len(self.biases) == STOP_AFTER and sum(self.biases) / STOP_AFTER < args.stop_bias:
+            control.should_training_stop = self.trainer.ended_fair = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         set_steering_strength(self.trainer._dso_model, self.strength, "default")

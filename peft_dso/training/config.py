@@ -27,7 +27,7 @@ class DSOTrainerConfig(RLOOConfig):
             Reward of an answer that is none of the named ones. `None` (the default) looks at the named answers only:
             enumerated, their probabilities count as if they summed to 1; sampled, other answers are left out. -1 moves
             probability to the named answers; the paper's formula reads as +1, which rewards refusing.
-        reward_smoothing (`float`, defaults to 0.3):
+        reward_smoothing (`float`, defaults to 0.4):
             Imbalance of an occupation below which its reward shrinks in proportion; 0 is the sign (the paper).
         decoding_temperatures (`list[float]`, defaults to `[1.0, 0.2]`):
             Temperatures at which the answers are to be fair, each in (0, 1]; the objective is the mean over them. 1
@@ -70,9 +70,11 @@ class DSOTrainerConfig(RLOOConfig):
             How many tokens of a neutral text count.
         max_neutral_kl (`float`, *optional*):
             Cap on that KL per token, in nats: the weight rises while it is above, and falls back below.
-        shift_unit (`str`, defaults to `"gain"`):
-            In which unit steps and l1 term of the shifts count: `"gain"`, that of the norm's gain, feature by feature
-            (see [`~peft_dso.tuner.shift_unit`]), or `"plain"`. What is saved is plain.
+        shift_unit (`str`, defaults to `"output"`):
+            In which unit steps and l1 term of the shifts count: `"output"`, the root mean square of the norm's output,
+            feature by feature, measured on the base before the first step (see [`~peft_dso.tuner.output_unit`]), so
+            that slope and shift are both relative to h; `"gain"`, that of the norm's gain (see
+            [`~peft_dso.tuner.shift_unit`]); or `"plain"`. What is saved is plain.
         l1_coef (`float`):
             The l1 term lambda, applied as a proximal step of size learning rate x l1_coef after each optimizer step.
             An Adam step has the size of the learning rate: at 0.3 a vector's entry stays at zero unless its gradient
@@ -80,6 +82,9 @@ class DSOTrainerConfig(RLOOConfig):
         l1_until (`float`):
             Share of the training in which the l1 step acts, in (0, 1]. Afterwards the zeros stay zero and the others
             are free of its pull (relaxed lasso, Meinshausen 2007).
+        stop_bias (`float`):
+            Training ends before `max_steps` where the per-occupation bias of the last ten steps, at the temperature at
+            which it is largest, was below this on average. 0 never ends it early.
         training_strength (`str`, defaults to `"one"`):
             The strength in training: `"one"` (the paper) or `"uniform"`, drawn anew from [0, 1], which debiases more
             at half strength and costs accuracy (benchmarks/README.md).
@@ -97,7 +102,7 @@ class DSOTrainerConfig(RLOOConfig):
         metadata={"help": "Reward of an answer that is none of the named ones; None looks at the named ones only."},
     )
     reward_smoothing: float = field(
-        default=0.3, metadata={"help": "Imbalance below which the reward shrinks in proportion; 0 is the sign."}
+        default=0.4, metadata={"help": "Imbalance below which the reward shrinks in proportion; 0 is the sign."}
     )
     decoding_temperatures: list[float] = field(
         default_factory=lambda: [1.0, 0.2],
@@ -124,7 +129,7 @@ class DSOTrainerConfig(RLOOConfig):
     retain_coef: float = field(
         default=0.5, metadata={"help": "Weight of the KL to the base on unambiguous and retained rows."}
     )
-    retain_batch_size: int = field(default=24, metadata={"help": "Rows of that kind per step and device."})
+    retain_batch_size: int = field(default=12, metadata={"help": "Rows of that kind per step and device."})
     neutral_coef: float = field(default=0.3, metadata={"help": "Weight of the KL to the base on neutral text."})
     neutral_batch_size: int = field(default=4, metadata={"help": "Neutral texts per step and device."})
     neutral_tokens: int = field(default=32, metadata={"help": "Tokens of a neutral text that count."})
@@ -132,26 +137,30 @@ class DSOTrainerConfig(RLOOConfig):
         default=0.006, metadata={"help": "Cap on the KL per token of neutral text, in nats."}
     )
     shift_unit: str = field(
-        default="gain", metadata={"help": "Unit of the shifts' steps and l1 term: 'gain' of the norm, or 'plain'."}
+        default="output",
+        metadata={"help": "Unit of the shifts' steps and l1 term: the norm's 'output', its 'gain', or 'plain'."},
     )
-    l1_coef: float = field(default=0.4, metadata={"help": "The l1 term, applied as a proximal step."})
+    l1_coef: float = field(default=0.3, metadata={"help": "The l1 term, applied as a proximal step."})
     l1_until: float = field(
-        default=0.35, metadata={"help": "Share of the training in which the l1 step acts; then the zeros are kept."}
+        default=0.3, metadata={"help": "Share of the training in which the l1 step acts; then the zeros are kept."}
+    )
+    stop_bias: float = field(
+        default=0.02, metadata={"help": "End early where the bias of the last ten steps was below this."}
     )
     training_strength: str = field(
         default="one", metadata={"help": "Strength in training: 'one', or 'uniform' drawn from [0, 1]."}
     )
 
     # TRL's defaults are for full models that write long texts.
-    learning_rate: float = field(default=3e-3, metadata={"help": "The initial learning rate."})
+    learning_rate: float = field(default=4e-3, metadata={"help": "The initial learning rate."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate's schedule."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Share or number of warm-up steps."})
-    max_steps: int = field(default=70, metadata={"help": "Training steps, at the most."})
-    per_device_train_batch_size: int = field(default=96, metadata={"help": "Questions (or answers) per step."})
+    max_steps: int = field(default=120, metadata={"help": "Training steps, at the most."})
+    per_device_train_batch_size: int = field(default=48, metadata={"help": "Questions (or answers) per step."})
     max_completion_length: Optional[int] = field(default=16, metadata={"help": "Longest sampled answer, in tokens."})
     num_generations: Optional[int] = field(default=8, metadata={"help": "Sampled answers per question."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade compute for memory."})
-    beta: float = field(default=0.3, metadata={"help": "The KL's multiplier at the start."})
+    beta: float = field(default=0.2, metadata={"help": "The KL's multiplier at the start."})
     use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU, also where there is an accelerator."})
     hub_strategy: str = field(
         default="end", metadata={"help": "When to push: only at the end, since checkpoints hold pickles."}
@@ -170,8 +179,8 @@ class DSOTrainerConfig(RLOOConfig):
             )
         if self.kl_target not in ("fair", "base"):
             raise ValueError(f"kl_target={self.kl_target!r}: choose 'fair' or 'base'.")
-        if self.shift_unit not in ("gain", "plain"):
-            raise ValueError(f"shift_unit={self.shift_unit!r}: choose 'gain' or 'plain'.")
+        if self.shift_unit not in ("output", "gain", "plain"):
+            raise ValueError(f"shift_unit={self.shift_unit!r}: choose 'output', 'gain' or 'plain'.")
         for name in ("max_kl", "max_kl_ratio", "max_neutral_kl"):
             cap = getattr(self, name)
             if cap is not None and not cap > 0:
@@ -186,7 +195,7 @@ class DSOTrainerConfig(RLOOConfig):
             raise ValueError(
                 f"decoding_temperatures={self.decoding_temperatures!r}: at least one, each above 0 and at most 1."
             )
-        for name in ("kl_rate", "retain_coef", "neutral_coef", "l1_coef", "beta"):
+        for name in ("kl_rate", "retain_coef", "neutral_coef", "l1_coef", "beta", "stop_bias"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: at least 0.")
         if self.push_to_hub and self.hub_strategy != "end":

@@ -19,6 +19,8 @@ logger = logging.get_logger(__name__)
 class LoggingTrainer(ObjectiveTrainer):
     """The part of the trainer that logs."""
 
+    ended_fair = False  # before its last step, since the answers were fair
+
     def why_it_ended(self) -> str:
         """In a sentence, how far the training has come and what bound it."""
         last: dict[str, float] = {}
@@ -31,7 +33,9 @@ class LoggingTrainer(ObjectiveTrainer):
         if self.neutral_weight > self.args.neutral_coef * 1.01:
             held.append(f"neutral text was holding it (weight {self.neutral_weight:.2f})")
         return (
-            f"Ended after {self.state.global_step} of {self.state.max_steps} steps: bias "
+            f"Ended after {self.state.global_step} of {self.state.max_steps} steps"
+            + (", since the answers were fair (stop_bias)" if self.ended_fair else "")
+            + ": bias "
             f"{last.get('per_occupation_bias', float('nan')):.3f} on the last batches, KL {ratio:.1f} times the least"
             + (", and " + " and ".join(held) if held else "")
             + "."

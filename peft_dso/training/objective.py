@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
-from ..objective import EnumeratedReward, imbalance, kl_divergence, occupation_shares, occupation_weights
+from ..objective import EnumeratedReward, answer_shares, imbalance, kl_divergence, occupation_weights
 from ..scoring import EncodedQuestion, Scores, score
 from .config import DSOTrainerConfig
 from .publish import PublishingTrainer
@@ -134,11 +134,9 @@ class ObjectiveTrainer(PublishingTrainer):
         if mode == "eval":
             self._evaluated += self.fairness_reward.latest
         said = self._evaluated if mode == "eval" else self.fairness_reward.latest
-        names = sorted({name for name, _ in said})
-        if not names:
+        if not said:
             return
-        index = torch.tensor([names.index(name) for name, _ in said])
-        shares = occupation_shares(torch.tensor([values for _, values in said]), index, len(names))
+        shares = answer_shares(said)
         found = {"per_occupation_bias": imbalance(shares).mean().item()}
         if set(self.groups) == {"pro", "anti"}:
             found["stereotype_gap"] = (shares[:, self.groups.index("pro")] * 2 - 1).mean().item()

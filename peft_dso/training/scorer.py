@@ -86,11 +86,12 @@ class Scorer:
         """What the base (the adapter off) says, without gradient; computed once for each question."""
         if self.reference is None:
             # A forward pass of a sharded model is all processes' together.
-            self.reference = Reference(lambda few: self._base(model, few), self.accelerator.num_processes == 1)
+            self.reference = Reference(lambda few: self.run_base(model, few), self.accelerator.num_processes == 1)
         return self.reference(encoded)
 
     @torch.no_grad()
-    def _base(self, model: nn.Module, encoded: Sequence[EncodedQuestion]) -> Scores:
+    def run_base(self, model: nn.Module, encoded: Sequence[EncodedQuestion]) -> Scores:
+        """One forward pass of the base."""
         unwrapped: Any = self.accelerator.unwrap_model(model)
         with evaluating(unwrapped), unwrapped.disable_adapter():
             return self.score(model, encoded)

@@ -8,7 +8,7 @@ from .norms import is_norm
 from .registration import register
 from .sites import Site, find_sites
 from .strength import get_steering_strength, set_steering_strength, steering_strength
-from .units import shift_unit
+from .units import output_unit, shift_unit
 
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "find_sites",
     "get_steering_strength",
     "is_norm",
+    "output_unit",
     "set_steering_strength",
     "shift_unit",
     "steering_strength",
