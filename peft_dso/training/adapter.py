@@ -15,6 +15,11 @@ from ..tuner import DSOConfig, DSOLayer, is_norm, output_unit, shift_unit
 from .units import ScaledSteps, like
 
 
+# Of the steps of a shift to those of a slope, both relative to h. In SmolLM2 that is the gain again, about twice the
+# size of the output.
+SHIFT_RATE = 2.0
+
+
 def has_adapters(model: Any) -> bool:
     """Whether a model is a PeftModel, perhaps wrapped for several devices; a name is none."""
     return not isinstance(model, str) and bool(is_peft_model(model))
@@ -118,7 +123,7 @@ class PairSteps:
             run (`Callable`): runs the base on inputs such as those to come, the same on every process.
         """
         if self.unit == "output":
-            self.units = [*output_unit(self.norms, run)]
+            self.units = [SHIFT_RATE * unit for unit in output_unit(self.norms, run)]
 
     def _shifts(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
         for affine, unit in zip(self.affines, self.units, strict=True):

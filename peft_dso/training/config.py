@@ -27,7 +27,7 @@ class DSOTrainerConfig(RLOOConfig):
             Reward of an answer that is none of the named ones. `None` (the default) looks at the named answers only:
             enumerated, their probabilities count as if they summed to 1; sampled, other answers are left out. -1 moves
             probability to the named answers; the paper's formula reads as +1, which rewards refusing.
-        reward_smoothing (`float`, defaults to 0.4):
+        reward_smoothing (`float`, defaults to 0.3):
             Imbalance of an occupation below which its reward shrinks in proportion; 0 is the sign (the paper).
         decoding_temperatures (`list[float]`, defaults to `[1.0, 0.2]`):
             Temperatures at which the answers are to be fair, each in (0, 1]; the objective is the mean over them. 1
@@ -102,7 +102,7 @@ class DSOTrainerConfig(RLOOConfig):
         metadata={"help": "Reward of an answer that is none of the named ones; None looks at the named ones only."},
     )
     reward_smoothing: float = field(
-        default=0.4, metadata={"help": "Imbalance below which the reward shrinks in proportion; 0 is the sign."}
+        default=0.3, metadata={"help": "Imbalance below which the reward shrinks in proportion; 0 is the sign."}
     )
     decoding_temperatures: list[float] = field(
         default_factory=lambda: [1.0, 0.2],
@@ -152,10 +152,10 @@ class DSOTrainerConfig(RLOOConfig):
     )
 
     # TRL's defaults are for full models that write long texts.
-    learning_rate: float = field(default=4e-3, metadata={"help": "The initial learning rate."})
+    learning_rate: float = field(default=3e-3, metadata={"help": "The initial learning rate."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate's schedule."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Share or number of warm-up steps."})
-    max_steps: int = field(default=120, metadata={"help": "Training steps, at the most."})
+    max_steps: int = field(default=140, metadata={"help": "Training steps, at the most."})
     per_device_train_batch_size: int = field(default=48, metadata={"help": "Questions (or answers) per step."})
     max_completion_length: Optional[int] = field(default=16, metadata={"help": "Longest sampled answer, in tokens."})
     num_generations: Optional[int] = field(default=8, metadata={"help": "Sampled answers per question."})

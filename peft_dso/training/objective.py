@@ -57,6 +57,15 @@ class ObjectiveTrainer(PublishingTrainer):
             for end in torch.randint(len(text), (2,), generator=generator)
         ]
 
+    def probe_rows(self) -> list[dict[str, Any]]:
+        """Rows such as those to come, the same on every process."""
+        return [*self.train_dataset.rows[:48], *self.retain_rows[:16]]
+
+    def run_probe(self) -> None:
+        """Run the base on those, and on some of the neutral texts."""
+        texts = [EncodedQuestion(text, ()) for text in self.neutral[:16]]
+        self.scorer.run_base(self.model, [*map(self.scorer.encode, self.probe_rows()), *texts])
+
     @property
     def _dso_model(self) -> nn.Module:
         return self.accelerator.unwrap_model(self.model)

@@ -17,7 +17,6 @@ from transformers.utils import logging
 from ..objective import EnumeratedReward, FairnessReward
 from ..questions import check_questions, trainable_groups
 from ..questions import neutral_texts as package_texts
-from ..scoring import EncodedQuestion
 from ..tuner import set_steering_strength, steering_strength
 from .adapter import (
     PairSteps,
@@ -202,15 +201,6 @@ class DSOTrainer(SteppingTrainer):
         if self.args.rollouts == "enumerate":
             return torch.utils.data.SequentialSampler(eval_dataset)
         return super()._get_eval_sampler(eval_dataset)
-
-    def probe_rows(self) -> list[dict[str, Any]]:
-        """Rows such as those to come, the same on every process."""
-        return [*self.train_dataset.rows[:48], *self.retain_rows[:16]]
-
-    def run_probe(self) -> None:
-        """Run the base on those, and on some of the neutral texts."""
-        texts = [EncodedQuestion(text, ()) for text in self.neutral[:16]]
-        self.scorer.run_base(self.model, [*map(self.scorer.encode, self.probe_rows()), *texts])
 
     # --- the objective -----------------------------------------------------------------------------------------------
 
