@@ -25,6 +25,8 @@ class DSOCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.strength = get_steering_strength(self.trainer._dso_model, "default")
+        self.biases.clear()
+        self.trainer.ended_fair = False
         self.trainer.scorer.decide(self.trainer.model, self.trainer.probe_rows())
         self.trainer.pairs.measure(self.trainer.run_probe)
         set_steering_strength(self.trainer._dso_model, 1.0, "default")
