@@ -157,7 +157,8 @@ def test_bad_input_gets_a_message_and_the_page_lives_on(visitor, twin):
     prompt, words = visitor.page.get_by_label("Prompt").first, visitor.page.get_by_label("Answers").first
     for field, value, message in (
         (prompt, "  ", "The prompt is empty"),
-        (prompt, "The nurse " * 400, "800 tokens, and at most 40"),
+        (prompt, "The nurse " * 200, "400 tokens, and at most 40"),
+        (prompt, "The nurse " * 400, "4000 letters, and at most 40 tokens"),
         (words, "", "There is no answer"),
         (words, "he, he", "have the same tokens"),
         (words, ",".join(map(str, range(13))), "13 answers; give at most 12"),
