@@ -2,53 +2,24 @@
 
 import asyncio
 import json
-import os
 import random
-import signal
-import socket
-import subprocess
-import sys
 import time
 
 import httpx
 import openai
 import pytest
-from conftest import TOLERANCE
+from conftest import TOLERANCE, serve
 
 
 @pytest.fixture(scope="module")
 def server(references, tmp_path_factory):
     """The address of a server with one adapter and three slots, and the path of its log."""
     llama = references["llama"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
     dso = {"adapters": {"fair": llama["adapters"]["fair"]}, "slots": 3}
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", llama["model"],
-        "--served-model-name", "base", "--dtype", "float32", "--enforce-eager", "--max-model-len", "256",
-        "--max-num-seqs", "64", "--kv-cache-memory-bytes", str(2**26), "--block-size", "32",
-        "--enable-log-requests", "--host", "127.0.0.1", "--port", str(port),
-        "--additional-config", json.dumps({"dso": dso}),
-    ]  # fmt: skip
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            if process.poll() is not None:
-                pytest.fail(log.read_text()[-3000:])
-            try:
-                if httpx.get(url + "/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.5)
+    own = ("--max-model-len", "256", "--kv-cache-memory-bytes", str(2**26), "--enable-log-requests")
+    with serve(llama["model"], dso, log, *own) as url:
         yield url, log
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
 
 
 @pytest.fixture(scope="module")
