@@ -32,7 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "reward_smoothing": 0.0, "abstain_reward": -1.0, "decoding_temperatures": [1.0], "question_share": 0.0,
     },
     "KL to the base": {"kl_target": "base"},
-    "plain units": {"shift_unit": "plain"},
+    "plain units": {"step_unit": "plain"},
     "no neutral text": {"neutral_coef": 0.0},
     "no l1 step": {"l1_coef": 0.0},
     "l1 step to the end": {"l1_until": 1.0},

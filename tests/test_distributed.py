@@ -20,7 +20,8 @@ from trainers import trainer, vectors
 processes, folder = int(sys.argv[2]), sys.argv[3]
 size = 8 // processes
 job = trainer(folder, max_steps=3, per_device_train_batch_size=size, retain_batch_size=size // 2, reward_memory=0.5,
-              kl_rate=0.5, l1_coef=float(sys.argv[4]))
+              kl_rate=0.5, step_unit="fisher", neutral_coef=0.5,
+              neutral_batch_size=4 // processes, l1_coef=float(sys.argv[4]))
 job.train()
 assert job.accelerator.num_processes == processes
 if job.accelerator.is_main_process:
@@ -37,6 +38,7 @@ from models import build
 from peft import get_peft_model
 from peft_dso import DSOConfig, DSOLayer, set_steering_strength
 from peft_dso.objective import soft_threshold_, sparsity
+from peft_dso.tuner import fisher_information
 folder = sys.argv[3]
 
 def model():
@@ -60,6 +62,11 @@ gradients = [{n: p.grad for n, p in m.named_parameters() if p.grad is not None} 
 for made in (whole, parts):
     set_steering_strength(made, 0.0)
     logits.append(logits_of(made))
+costs = []
+for made in (whole, parts):
+    norms = [m.get_base_layer() for m in made.modules() if isinstance(m, DSOLayer)]
+    with made.disable_adapter():
+        costs.append(fisher_information(norms, [lambda: logits_of(made).flatten(0, 1).log_softmax(-1)] * 2))
 gathered = {n: g.full_tensor() for n, g in gradients[1].items()}
 shares = {n: g.to_local().numel() / g.numel() for n, g in gradients[1].items()}
 counted = []
@@ -69,7 +76,8 @@ for made in (whole, parts):
         soft_threshold_(site, 0.1)
     counted.append(sparsity(sites))
 if torch.distributed.get_rank() == 0:
-    torch.save([[values.detach() for values in logits], gradients[0], gathered, shares, counted], folder + "/out.pt")
+    found = [[values.detach() for values in logits], gradients[0], gathered, shares, counted, costs]
+    torch.save(found, folder + "/out.pt")
 torch.distributed.destroy_process_group()
 """
 
@@ -136,7 +144,7 @@ def test_deepspeed_would_undo_the_l1_step(tmp_path):
 
 def test_sharded_parameters(tmp_path):
     """FSDP 2: float32 vectors in bfloat16 blocks, sharded; the outputs and the gradients are those of one process."""
-    (whole, sharded, whole_off, sharded_off), one, two, shares, counted = launch(
+    (whole, sharded, whole_off, sharded_off), one, two, shares, counted, costs = launch(
         "torchrun", SHARD, tmp_path / "fsdp", 2
     )
     torch.testing.assert_close(sharded, whole)
@@ -147,3 +155,7 @@ def test_sharded_parameters(tmp_path):
         torch.testing.assert_close(two[name], one[name])
         assert shares[name] == 0.5
     assert counted[0] == pytest.approx(counted[1]) and counted[0][0] > 0.1
+    for both in zip(*costs, strict=True):
+        for of_whole, of_parts in zip(*both, strict=True):
+            torch.testing.assert_close(of_parts, of_whole, rtol=0.05, atol=0)
+            assert of_whole.mean() > 0

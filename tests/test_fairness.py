@@ -1,4 +1,4 @@
-"""The fair distribution nearest to the base, the expectation of the reward, and units of the shift."""
+"""The fair distribution nearest to the base, the expectation of the reward, and units of slope and shift."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from peft_dso.objective import EnumeratedReward, group_log_masses, group_rewards, nearest_fair
 from peft_dso.training.units import ScaledSteps
-from peft_dso.tuner import output_unit, shift_unit
+from peft_dso.tuner import fisher_information, fisher_units, output_unit, shift_unit
 
 
 def kl(p, q):
@@ -111,7 +111,7 @@ def test_the_expected_reward_and_its_gradient():
 def test_a_step_is_scaled_by_its_unit_and_by_nothing_else():
     a, b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     optimizer = torch.optim.Adam([a, b], 0.1)
-    ScaledSteps(optimizer, [(b, torch.tensor([1.0, 10.0, 0.5]))])
+    ScaledSteps(optimizer, lambda: [(b, torch.tensor([1.0, 10.0, 0.5]))])
     for _ in range(3):
         optimizer.zero_grad()
         (a + b).sum().backward()
@@ -158,3 +158,74 @@ def test_the_unit_of_a_shift_is_measured_on_the_norm_s_output():
     with pytest.raises(ZeroDivisionError):
         output_unit([norm], lambda: 1 / 0)
     assert not norm._forward_hooks  # none is left, whatever happens
+
+
+class Chain(nn.Module):
+    """Two norms, the second called twice, before five tokens; slopes and shifts are arguments."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.norms = nn.ModuleList([nn.RMSNorm(4), nn.LayerNorm(4)])
+        self.between, self.head = (torch.randn(n, 4, generator=generator) for n in (4, 5))
+        self.x = torch.randn(6, 4, generator=generator)
+        self.requires_grad_(False)
+
+    def forward(self, pairs=((0.0, 0.0), (0.0, 0.0))):
+        (a, b), (c, d) = pairs
+        x = self.norms[0](self.x)
+        x = torch.tanh((x + (a * x + b)).cumsum(0) @ self.between.T)
+        for _ in range(2):
+            x = self.norms[1](x)
+            x = x + (c * x + d)
+        return (x @ self.head.T).log_softmax(-1)
+
+
+def test_what_slopes_and_shifts_cost_is_the_fisher_information():
+    """Against the definition: all tokens, all that could come next, one derivative after the other."""
+    model, unused = Chain(), nn.RMSNorm(3)
+    zeros = [torch.zeros(4, requires_grad=True) for _ in range(4)]
+    log_p = model((zeros[:2], zeros[2:]))
+    expected = [torch.zeros(4) for _ in zeros]
+    for t in range(6):
+        for y in range(5):
+            gradients = torch.autograd.grad(log_p[t, y], zeros, retain_graph=True)
+            for total, g in zip(expected, gradients, strict=True):
+                total += log_p[t, y].exp().detach() * g.square() / 6
+    with torch.no_grad():  # as a trainer's callbacks are
+        found = fisher_information([*model.norms, unused], [model] * 4000)
+    for one, other in zip([f for both in found[:2] for f in both], expected, strict=True):
+        assert torch.allclose(one, other, rtol=0.15)
+    assert all(torch.equal(f, torch.zeros(3)) for f in found[2])
+    assert not any(norm._forward_hooks for norm in model.norms)
+
+
+def test_a_step_costs_the_same_whatever_it_moves():
+    """r units in random directions cost r^2 nats, of all vectors together and of each in its share."""
+    model = Chain()
+    information = fisher_information(model.norms, [model] * 4000)
+    units = fisher_units(information, damping=0.0)
+    base = model()
+
+    def cost(scales):
+        found, generator = [], torch.Generator().manual_seed(1)
+        for _ in range(400):
+            signs = [torch.randint(2, (4,), generator=generator) * 2.0 - 1 for _ in scales]
+            step = [0.05 * scales[n] * signs[n] * units[n // 2][n % 2] for n in range(4)]
+            log_p = model((step[:2], step[2:]))
+            found.append((base.exp() * (base - log_p)).sum(-1).mean())
+        return torch.stack(found).mean().item()
+
+    assert cost([1, 1, 1, 1]) == pytest.approx(0.05**2, rel=0.2)
+    for n in range(4):
+        assert cost([float(n == m) for m in range(4)]) == pytest.approx(0.05**2 / 4, rel=0.2)
+
+
+def test_units_of_what_was_not_seen():
+    seen = torch.tensor([1.0, 4.0, 0.0])
+    (slope, shift), (other, _) = fisher_units([(seen, seen), (torch.zeros(2), seen)], damping=0.5)
+    floor = 0.25 * 5 / 3
+    expected = [math.sqrt(2 / (11 * (f + floor))) for f in (1, 4, 0)]  # 11 entries
+    assert torch.allclose(slope, torch.tensor(expected)) and torch.equal(slope, shift)
+    assert torch.allclose(other, torch.full((2,), expected[0]))  # the median of the others
+    assert torch.equal(fisher_units([(torch.zeros(2), torch.zeros(2))])[0][0], torch.ones(2))

@@ -139,7 +139,7 @@ def test_enumerated_training_makes_it_fair(tmp_path):
             str(tmp_path), max_steps=40, per_device_train_batch_size=16, questions_per_occupation=8, report_to=[],
             learning_rate=2e-2, save_strategy="no", use_cpu=True, bf16=False, disable_tqdm=True, max_kl_ratio=None,
             beta=0.0, l1_coef=0.0, neutral_coef=0.0, reward_smoothing=0.1, decoding_temperatures=[1.0],
-            question_share=0.0, shift_unit="plain",
+            question_share=0.0, step_unit="plain",
         ),
         train_dataset=rows,
         processing_class=processor,

@@ -30,7 +30,7 @@ def test_batches_that_enumeration_can_do_are_taken(tmp_path, batch, each):
     ("changes", "message"),
     [
         ({"kl_target": "near"}, "kl_target='near'"),
-        ({"shift_unit": "metre"}, "shift_unit='metre'"),
+        ({"step_unit": "metre"}, "step_unit='metre'"),
         ({"max_kl_ratio": 0.0}, "max_kl_ratio=0.0"),
         ({"max_neutral_kl": -1.0}, "max_neutral_kl=-1.0"),
         ({"neutral_coef": -1.0}, "neutral_coef=-1.0"),
@@ -56,19 +56,39 @@ def test_being_held_to_the_nearest_fair_distribution_costs_no_fairness(tmp_path)
 def test_shifts_move_in_units_of_their_norms_outputs(tmp_path):
     """
     Adam's first step has the size of the learning rate: what the shifts have moved is that times the unit, which is
-    twice the root mean square of the output.
+    the root mean square of the output. Slopes have none.
     """
-    job = trainer(tmp_path, max_steps=1, learning_rate=1e-3, warmup_steps=0, shift_unit="output", **FAIR)
+    job = trainer(tmp_path, max_steps=1, learning_rate=1e-3, warmup_steps=0, step_unit="output", **FAIR)
     job.train()
-    for norm, unit, affine in zip(job.pairs.norms, job.pairs.units, job.pairs.affines, strict=True):
+    for norm, (none, unit), affine in zip(job.pairs.norms, job.pairs.units, job.pairs.affines, strict=True):
         outputs = []
         handle = norm.register_forward_hook(lambda norm, inputs, h, to=outputs: to.append(h.float().flatten(0, -2)))
-        job.run_probe()
+        with torch.no_grad(), job.scorer.as_base(job.model):
+            job.run_probe()
         handle.remove()
         size = torch.cat(outputs).square().mean(0).sqrt()
-        assert torch.allclose(unit, 2 * size.clamp(min=0.1 * size.median()), rtol=1e-4)
+        assert none is None and torch.allclose(unit, size.clamp(min=0.1 * size.median()), rtol=1e-4)
         moved = affine.shift.detach().abs()
         assert torch.allclose(moved[moved > 0], 1e-3 * unit[moved > 0], rtol=1e-2) and (moved > 0).any()
+
+
+@pytest.mark.parametrize("neutral", [0.0, 1.0])
+def test_slopes_and_shifts_move_in_units_of_what_they_cost(tmp_path, neutral):
+    """By default: after one step every entry has moved by learning rate x unit, l1 step and optimizer alike."""
+    settings = {"max_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0, "neutral_coef": neutral, "l1_coef": 0.25}
+    job = trainer(tmp_path, step_unit="fisher", **settings, **FAIR)
+    job.train()
+    vectors = list(job.pairs.scaled())
+    assert len(vectors) == 2 * len(job.pairs.affines)
+    for vector, unit in vectors:
+        moved = vector.detach().abs()
+        assert unit.shape == moved.shape and (unit > 0).all() and (moved > 0).any()
+        assert torch.allclose(moved[moved > 0], 0.75e-2 * unit[moved > 0], rtol=1e-2)
+    units = [unit for _, unit in vectors]
+    job.measure_units()  # whatever the adapter is now: it is measured on the base
+    assert all(torch.allclose(a, b, rtol=1e-4) for a, (_, b) in zip(units, job.pairs.scaled(), strict=True))
+    assert DSOTrainerConfig(str(tmp_path)).learning_rate == 0.03
+    assert DSOTrainerConfig(str(tmp_path), step_unit="output").learning_rate == 3e-3
 
 
 def test_training_ends_where_the_answers_are_fair(tmp_path):

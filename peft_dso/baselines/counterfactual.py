@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from functools import partial
 from typing import Any, Optional
 
 import torch
@@ -25,12 +25,12 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from ..objective import kl_divergence
-from ..questions import check_questions, trainable_groups
+from ..questions import check_questions, neutral_texts, trainable_groups
 from ..scoring import EncodedQuestion, Scores, encode_row, evaluating, reads_tries, score_batch
 from ..training.config import cpu_bf16_is_fast
 from ..training.sampler import OccupationSampler
-from ..training.units import ScaledSteps
-from ..tuner import DSOLayer, find_sites, output_unit
+from ..training.units import ScaledSteps, next_token_log_probs
+from ..tuner import DSOLayer, find_sites, fisher_information, fisher_units
 from ..tuner.sites import in_language_backbone
 from .adapters import add_pairs
 from .places import check_bare, projections
@@ -117,8 +117,8 @@ def fit_counterfactual(
         rank (`int`, defaults to 8): of the LoRA.
         lora_alpha (`int`, defaults to 16): of the LoRA.
         dropout (`float`, defaults to 0.05): of the LoRA.
-        learning_rate (`float`, *optional*): of AdamW; default 2e-4 for a LoRA, 3e-3 for pairs, whose shifts move in
-            units of their norm's output, as in DSO's trainer. Warm-up of 10 % and cosine decay.
+        learning_rate (`float`, *optional*): of AdamW; default 2e-4 for a LoRA, 0.03 for pairs, which move in
+            units of what they cost, as in DSO's trainer. Warm-up of 10 % and cosine decay.
         epochs (`float`, defaults to 3): over the questions, as often per occupation as the largest has questions.
         max_steps (`int`, *optional*): stop earlier.
         batch_size (`int`, defaults to 64): ambiguous questions per step, whole occupations.
@@ -180,8 +180,9 @@ def fit_counterfactual(
         (numbers, torch.randint(len(kept), (retain_batch_size,), generator=generator).tolist() if kept else [])
         for numbers in _batches(sampler, batch_size)
     )
-    rate = learning_rate or (2e-4 if adapter == "lora" else 3e-3)
-    _train(fitted, loss_of, draws, steps, rate, _native_bf16() if bf16 is None else bf16, progress)
+    rate = learning_rate or (2e-4 if adapter == "lora" else 0.03)
+    units = [] if adapter == "lora" else _units(fitted, processor)
+    _train(fitted, loss_of, draws, steps, rate, units, _native_bf16() if bf16 is None else bf16, progress)
     return fitted.eval()
 
 
@@ -191,21 +192,16 @@ def _train(
     draws: Iterator[tuple[list[int], list[int]]],
     steps: int,
     rate: float,
+    units: list[tuple[nn.Parameter, torch.Tensor]],
     bf16: bool,
     progress: Callable[[str], Any],
 ) -> None:
     """AdamW without decay, warm-up over a tenth of the steps, then a cosine to 0."""
     optimizer = torch.optim.AdamW([p for p in fitted.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(0.1 * steps), steps)
-    layers = [module for module in fitted.modules() if isinstance(module, DSOLayer)]
     device = next(fitted.parameters()).device
-    if layers:
-        first = next(draws)
-        draws = chain([first], draws)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            units = output_unit([layer.get_base_layer() for layer in layers], lambda: loss_of(*first))
-        shifts = [layer.dso_affine["default"].shift for layer in layers]
-        ScaledSteps(optimizer, zip(shifts, units, strict=True))
+    if units:
+        ScaledSteps(optimizer, lambda: units)
     fitted.train()
     for step, (numbers, drawn) in zip(range(steps), draws, strict=False):
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -219,6 +215,22 @@ def _train(
         if step % 10 == 9 or step + 1 == steps:
             progress(f"step {step + 1} of {steps}: loss {loss.item():.4g}")
     optimizer.zero_grad()
+
+
+def _units(fitted: PeftModel, processor: Any) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """Slopes and shifts with their units, those of DSO's trainer."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    texts = [tokenizer(text)["input_ids"][:32] for text in neutral_texts("train")[:64]]
+    layers = [module for module in fitted.modules() if isinstance(module, DSOLayer)]
+    norms = [layer.get_base_layer() for layer in layers]
+    with evaluating(fitted), fitted.disable_adapter():
+        runs = (partial(next_token_log_probs, fitted, text) for text in texts if text)
+        found = fisher_units(fisher_information(norms, runs))
+    affines = [layer.dso_affine["default"] for layer in layers]
+    return [
+        pair for affine, units in zip(affines, found, strict=True)
+        for pair in zip((affine.slope, affine.shift), units, strict=True)
+    ]  # fmt: skip
 
 
 def _native_bf16() -> bool:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Union
 
 import torch
 
 
 @torch.no_grad()
-def soft_threshold_(parameters: Iterable[torch.Tensor], amount: float) -> None:
+def soft_threshold_(parameters: Iterable[torch.Tensor], amount: Union[float, torch.Tensor]) -> None:
     """
     Proximal step of `amount * |x|_1`, in place: x -> sign(x) max(|x| - amount, 0). Unlike a gradient of the norm it
     gives exact zeros.
 
     Args:
         parameters (`Iterable[torch.Tensor]`): any shapes.
-        amount (`float`): learning rate times the coefficient of the l1 term, at least 0.
+        amount (`float` or `torch.Tensor`): learning rate times the coefficient of the l1 term, at least 0; one for
+            all entries, or of the parameters' shape.
     """
     for x in parameters:
-        x.copy_(torch.nn.functional.softshrink(x, amount))
+        x.copy_(x.sign() * (x.abs() - amount).clamp(min=0))
 
 
 @torch.no_grad()

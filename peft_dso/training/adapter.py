@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 import torch
@@ -11,13 +11,8 @@ from peft import PeftConfig
 from torch import nn
 
 from ..objective import soft_threshold_, sparsity
-from ..tuner import DSOConfig, DSOLayer, is_norm, output_unit, shift_unit
-from .units import ScaledSteps, like
-
-
-# Of the steps of a shift to those of a slope, both relative to h. In SmolLM2 that is the gain again, about twice the
-# size of the output.
-SHIFT_RATE = 2.0
+from ..tuner import DSOConfig, DSOLayer, is_norm
+from .units import like
 
 
 def has_adapters(model: Any) -> bool:
@@ -93,47 +88,36 @@ def adapter_layers(model: nn.Module) -> list[DSOLayer]:
     return [m for m in model.modules() if isinstance(m, DSOLayer) and "default" in m.dso_affine]
 
 
+Units = tuple[Optional[torch.Tensor], Optional[torch.Tensor]]  # of a slope and a shift, None for 1
+
+
 class PairSteps:
     """
-    What an optimizer does not do to the pairs of an adapter: steps of the shift in units of its norm, and the l1
-    term's proximal step.
+    What an optimizer does not do to the pairs of an adapter: steps in units, and the l1 term's proximal step.
 
     Args:
         layers (`list[DSOLayer]`): the steered norms.
-        l1_coef (`float`): coefficient of the l1 term, whose shifts count in their units.
+        l1_coef (`float`): coefficient of the l1 term, in which slopes and shifts count in their units.
         l1_until (`float`): share of the training in which it acts; afterwards the zeros stay zero and the others are
             free of its pull (relaxed lasso, Meinshausen 2007).
-        unit (`str`): `"output"` (to be measured, see [`PairSteps.measure`]), `"gain"` or `"plain"`, see
-            [`DSOTrainerConfig`].
     """
 
-    def __init__(self, layers: list[DSOLayer], l1_coef: float, l1_until: float, unit: str) -> None:
+    def __init__(self, layers: list[DSOLayer], l1_coef: float, l1_until: float) -> None:
         self.affines = [layer.dso_affine["default"] for layer in layers]
         self.norms = [layer.get_base_layer() for layer in layers]
-        self.unit = unit
-        self.units = [None if unit == "plain" else shift_unit(norm) for norm in self.norms]
+        self.units: Sequence[Units] = [(None, None)] * len(layers)  # see [`~SteppingTrainer.measure_units`]
         self.l1_coef, self.l1_until = l1_coef, l1_until
         self._kept: Optional[list[tuple[nn.Parameter, torch.Tensor]]] = None
 
-    def measure(self, run: Callable[[], Any]) -> None:
-        """
-        Measure the units, where they are those of the norms' outputs.
+    def _vectors(self) -> Iterator[tuple[nn.Parameter, Optional[torch.Tensor]]]:
+        for affine, units in zip(self.affines, self.units, strict=True):
+            for vector, unit in zip((affine.slope, affine.shift), units, strict=True):
+                if vector is not None:
+                    yield vector, unit
 
-        Args:
-            run (`Callable`): runs the base on inputs such as those to come, the same on every process.
-        """
-        if self.unit == "output":
-            self.units = [SHIFT_RATE * unit for unit in output_unit(self.norms, run)]
-
-    def _shifts(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
-        for affine, unit in zip(self.affines, self.units, strict=True):
-            if affine.shift is not None and unit is not None:
-                yield affine.shift, unit
-
-    def scale_steps_of(self, optimizer: torch.optim.Optimizer) -> None:
-        """Have the optimizer's steps on the shifts count in their units."""
-        if any(True for _ in self._shifts()):
-            ScaledSteps(optimizer, self._shifts())
+    def scaled(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+        """The vectors whose unit is not 1, with their units."""
+        return ((vector, unit) for vector, unit in self._vectors() if unit is not None)
 
     def before_step(self, progress: float) -> None:
         """Note what the l1 steps have left, once they are over (`progress` is the share of the training done)."""
@@ -147,15 +131,8 @@ class PairSteps:
             for parameter, kept in self._kept:
                 parameter.mul_(kept)
         elif self.l1_coef:
-            for affine, unit in zip(self.affines, self.units, strict=True):
-                slope, shift = affine.slope, affine.shift
-                if slope is not None:
-                    soft_threshold_([slope], rate * self.l1_coef)
-                if shift is not None:
-                    scale = 1.0 if unit is None else like(unit, shift)
-                    shift.div_(scale)
-                    soft_threshold_([shift], rate * self.l1_coef)
-                    shift.mul_(scale)
+            for vector, unit in self._vectors():
+                soft_threshold_([vector], rate * self.l1_coef * (1.0 if unit is None else like(unit, vector)))
 
     def sparsity(self) -> tuple[float, float]:
         """See [`~peft_dso.objective.sparsity`]."""

@@ -28,7 +28,7 @@ class DSOCallback(TrainerCallback):
         self.biases.clear()
         self.trainer.ended_fair = False
         self.trainer.scorer.decide(self.trainer.model, self.trainer.probe_rows())
-        self.trainer.pairs.measure(self.trainer.run_probe)
+        self.trainer.measure_units()
         set_steering_strength(self.trainer._dso_model, 1.0, "default")
         saved = state.stateful_callbacks.get(STATE_KEY)
         if isinstance(saved, dict):

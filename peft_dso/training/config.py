@@ -70,11 +70,15 @@ class DSOTrainerConfig(RLOOConfig):
             How many tokens of a neutral text count.
         max_neutral_kl (`float`, *optional*):
             Cap on that KL per token, in nats: the weight rises while it is above, and falls back below.
-        shift_unit (`str`, defaults to `"output"`):
-            In which unit steps and l1 term of the shifts count: `"output"`, the root mean square of the norm's output,
-            feature by feature, measured on the base before the first step (see [`~peft_dso.tuner.output_unit`]), so
-            that slope and shift are both relative to h; `"gain"`, that of the norm's gain (see
-            [`~peft_dso.tuner.shift_unit`]); or `"plain"`. What is saved is plain.
+        step_unit (`str`, defaults to `"fisher"`):
+            In which unit steps and l1 term count, measured on the base before the first step. `"fisher"`: what costs
+            the same KL on neutral text (on the questions, where there is none), for every entry of slope and shift
+            (see [`~peft_dso.tuner.fisher_units`]), so that one learning rate does for every model; `"output"`: slopes
+            as they are, shifts by the root mean square of the norm's output (see [`~peft_dso.tuner.output_unit`]);
+            `"gain"`: shifts by the norm's gain (see [`~peft_dso.tuner.shift_unit`]); `"plain"`: as they are saved.
+        learning_rate (`float`, *optional*):
+            The initial one; default 0.03 in the unit `"fisher"`, where a step in random directions costs its square
+            in nats of KL per token, else 3e-3.
         l1_coef (`float`):
             The l1 term lambda, applied as a proximal step of size learning rate x l1_coef after each optimizer step.
             An Adam step has the size of the learning rate: at 0.3 a vector's entry stays at zero unless its gradient
@@ -130,15 +134,15 @@ class DSOTrainerConfig(RLOOConfig):
         default=0.5, metadata={"help": "Weight of the KL to the base on unambiguous and retained rows."}
     )
     retain_batch_size: int = field(default=12, metadata={"help": "Rows of that kind per step and device."})
-    neutral_coef: float = field(default=0.3, metadata={"help": "Weight of the KL to the base on neutral text."})
+    neutral_coef: float = field(default=1.0, metadata={"help": "Weight of the KL to the base on neutral text."})
     neutral_batch_size: int = field(default=4, metadata={"help": "Neutral texts per step and device."})
     neutral_tokens: int = field(default=32, metadata={"help": "Tokens of a neutral text that count."})
     max_neutral_kl: Optional[float] = field(
-        default=0.006, metadata={"help": "Cap on the KL per token of neutral text, in nats."}
+        default=0.005, metadata={"help": "Cap on the KL per token of neutral text, in nats."}
     )
-    shift_unit: str = field(
-        default="output",
-        metadata={"help": "Unit of the shifts' steps and l1 term: the norm's 'output', its 'gain', or 'plain'."},
+    step_unit: str = field(
+        default="fisher",
+        metadata={"help": "Unit of the steps and of the l1 term: 'fisher', 'output', 'gain', or 'plain'."},
     )
     l1_coef: float = field(default=0.3, metadata={"help": "The l1 term, applied as a proximal step."})
     l1_until: float = field(
@@ -152,7 +156,9 @@ class DSOTrainerConfig(RLOOConfig):
     )
 
     # TRL's defaults are for full models that write long texts.
-    learning_rate: float = field(default=3e-3, metadata={"help": "The initial learning rate."})
+    learning_rate: Optional[float] = field(
+        default=None, metadata={"help": "The initial learning rate; default 0.03 in the unit 'fisher', else 3e-3."}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate's schedule."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Share or number of warm-up steps."})
     max_steps: int = field(default=140, metadata={"help": "Training steps, at the most."})
@@ -179,8 +185,10 @@ class DSOTrainerConfig(RLOOConfig):
             )
         if self.kl_target not in ("fair", "base"):
             raise ValueError(f"kl_target={self.kl_target!r}: choose 'fair' or 'base'.")
-        if self.shift_unit not in ("output", "gain", "plain"):
-            raise ValueError(f"shift_unit={self.shift_unit!r}: choose 'output', 'gain' or 'plain'.")
+        if self.step_unit not in ("fisher", "output", "gain", "plain"):
+            raise ValueError(f"step_unit={self.step_unit!r}: choose 'fisher', 'output', 'gain' or 'plain'.")
+        if self.learning_rate is None:
+            self.learning_rate = 0.03 if self.step_unit == "fisher" else 3e-3
         for name in ("max_kl", "max_kl_ratio", "max_neutral_kl"):
             cap = getattr(self, name)
             if cap is not None and not cap > 0:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..scoring import EncodedQuestion, Scores, score
 from .config import DSOTrainerConfig
 from .publish import PublishingTrainer
 from .scorer import Scorer
+from .units import next_token_log_probs
 
 
 class ObjectiveTrainer(PublishingTrainer):
@@ -29,6 +31,7 @@ class ObjectiveTrainer(PublishingTrainer):
     neutral: list[tuple[int, ...]]
     train_dataset: Any
     _micro_step: int
+    _noted: list[tuple[str, torch.Tensor, int]]  # since the last loss: name, sum, count
     _evaluated: list[tuple[str, list[float]]]
 
     def _generator(self, purpose: str, micro_step: int) -> torch.Generator:
@@ -62,9 +65,16 @@ class ObjectiveTrainer(PublishingTrainer):
         return [*self.train_dataset.rows[:48], *self.retain_rows[:16]]
 
     def run_probe(self) -> None:
-        """Run the base on those, and on some of the neutral texts."""
+        """Run the model on those, and on some of the neutral texts."""
         texts = [EncodedQuestion(text, ()) for text in self.neutral[:16]]
-        self.scorer.run_base(self.model, [*map(self.scorer.encode, self.probe_rows()), *texts])
+        self.scorer.score(self.model, [*map(self.scorer.encode, self.probe_rows()), *texts])
+
+    def probe_runs(self) -> Iterator[Callable[[], torch.Tensor]]:
+        """What the model says next in more of those texts, and to those rows, a few at a time."""
+        rows = [self.scorer.encode(row) for row in self.probe_rows()]
+        asked = (rows[n : n + 8] for n in range(0, len(rows), 8))
+        yield from (partial(next_token_log_probs, self.model, text) for text in self.neutral[:64])
+        yield from (lambda few=few: self.scorer.score(self.model, few).decision for few in asked)
 
     @property
     def _dso_model(self) -> nn.Module:
@@ -85,47 +95,61 @@ class ObjectiveTrainer(PublishingTrainer):
         scores = self.scorer.score(model, encoded)
         n, m = len(rows), len(rows) + len(retained)
         loss = scores.decision.new_zeros(())
+        counts = occupation_weights(gather_object([row["occupation"] for row in rows]))
         if rows:
-            loss = self._open_loss(rows, scores[:n], encoded[:n], mode)
+            loss = self._open_loss(rows, scores[:n], encoded[:n], counts)
+        else:  # the other processes wait for what this one counts
+            self.enumerated.observe([], scores.answers[:0])
         if retained:
-            kl, _ = self._kl(scores[n:m], encoded[n:m], "retain_kl", mode)
+            kl, _ = self._kl(scores[n:m], encoded[n:m], "retain_kl")
             loss = loss + self.args.retain_coef * kl.mean()
         if settled:
             right = torch.tensor([row["right"] for row in settled], device=scores.answers.device)
-            correct = (scores.answers[n : n + len(settled)].argmax(-1) == right).float()
-            self._metrics[mode]["accuracy"].append(self.accelerator.gather(correct).mean().item())
+            self._note("accuracy", (scores.answers[n : n + len(settled)].argmax(-1) == right).float())
         if neutral:
-            kl, _ = self._kl(scores[m:], encoded[m:], "neutral_kl", mode)
-            loss = loss + self.neutral_weight * kl.mean()
+            kl, _ = self._kl(scores[m:], encoded[m:], "neutral_kl")
+            # The mean over the tokens of all processes, whose texts are of different lengths.
+            tokens = self.accelerator.reduce(torch.tensor(float(len(kl)), device=kl.device), "mean")
+            loss = loss + self.neutral_weight * kl.sum() / tokens
+        self._log_bias(mode)
         return loss
 
     def _open_loss(
-        self, rows: list[dict[str, Any]], scores: Scores, encoded: list[EncodedQuestion], mode: str
+        self, rows: list[dict[str, Any]], scores: Scores, encoded: list[EncodedQuestion], counts: Mapping[str, float]
     ) -> torch.Tensor:
-        """-E[r] + beta KL of ambiguous questions."""
+        """-E[r] + beta KL of ambiguous questions; `counts` weights the occupations."""
         log_p = scores.answers[:, : max(len(row["answers"]) for row in rows)]
         expected = self.enumerated(rows, log_p)
-        kl, base = self._kl(scores, encoded, "kl", mode)
+        kl, base = self._kl(scores, encoded, "kl")
         tilt, least = self.enumerated.tilt(rows, log_p, base.answers[:, : log_p.shape[1]].to(log_p.device))
         if self.args.kl_target == "fair":
             kl = kl - tilt
-        counts = occupation_weights(gather_object([row["occupation"] for row in rows]))
         weight = torch.tensor([counts[row["occupation"]] for row in rows], device=log_p.device)
-        for name, values in (
-            ("reward", expected),
-            ("least_kl", least),
-            ("abstention", 1 - log_p.exp().sum(-1)),
-        ):
-            self._metrics[mode][name].append(self.accelerator.gather(values.detach()).mean().item())
-        self._log_bias(mode)
+        self._note("reward", expected)
+        self._note("least_kl", least)
+        self._note("abstention", 1 - log_p.exp().sum(-1))
         return -(weight * expected).mean() + self.beta * kl.mean()
 
-    def _kl(self, scores: Scores, encoded: list[EncodedQuestion], name: str, mode: str) -> tuple[torch.Tensor, Scores]:
+    def _kl(self, scores: Scores, encoded: list[EncodedQuestion], name: str) -> tuple[torch.Tensor, Scores]:
         """KL(steered || base) of the next-token distribution where each answer is decided, and what the base says."""
         base = self.scorer.base(self.model, encoded)
         kl = kl_divergence(scores.decision, base.decision.to(scores.decision.device))
-        self._metrics[mode][name].append(self.accelerator.gather(kl.detach()).mean().item())
+        self._note(name, kl)
         return kl, base
+
+    def _note(self, name: str, values: torch.Tensor) -> None:
+        """A metric of this process's share of the batch, for [`_log_noted`]."""
+        self._noted.append((name, values.detach().sum(), len(values)))
+
+    def _log_noted(self, mode: str) -> None:
+        """Log the means over the processes, of which some may have no value, or more than others."""
+        totals: dict[str, list[float]] = {}
+        for name, value, count in gather_object([(name, float(value), count) for name, value, count in self._noted]):
+            total = totals.setdefault(name, [0.0, 0])
+            total[0], total[1] = total[0] + value, total[1] + count
+        for name, (value, count) in totals.items():
+            self._metrics[mode][name].append(value / count)
+        self._noted = []
 
     def observe_first_pass(self) -> None:
         """Count what the model says to all training questions (`warm_start`); each process scores a share of them."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Optional
 
 import torch
@@ -92,6 +93,12 @@ class Scorer:
     @torch.no_grad()
     def run_base(self, model: nn.Module, encoded: Sequence[EncodedQuestion]) -> Scores:
         """One forward pass of the base."""
-        unwrapped: Any = self.accelerator.unwrap_model(model)
-        with evaluating(unwrapped), unwrapped.disable_adapter():
+        with self.as_base(model):
             return self.score(model, encoded)
+
+    @contextmanager
+    def as_base(self, model: nn.Module) -> Iterator[None]:
+        """While it is open the model is the base, in evaluation mode; gradients of its parameters are nobody's."""
+        unwrapped: Any = self.accelerator.unwrap_model(model)
+        with evaluating(unwrapped), unwrapped.disable_adapter(), self.accelerator.no_sync(model):
+            yield

@@ -1,4 +1,4 @@
-"""What surrounds a step of the optimizer: the l1 step, and the multipliers of what is capped."""
+"""What surrounds a step of the optimizer: its units, the l1 step, and the multipliers of what is capped."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from ..objective import updated_multiplier
+from ..tuner import fisher_information, fisher_units, output_unit, shift_unit
 from .adapter import PairSteps
 from .logs import LoggingTrainer
+from .units import ScaledSteps
 
 
 class SteppingTrainer(LoggingTrainer):
@@ -17,12 +19,26 @@ class SteppingTrainer(LoggingTrainer):
     pairs: PairSteps
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """As TRL's; the steps of the shifts are scaled (`shift_unit`)."""
+        """As TRL's; its steps are scaled (`step_unit`)."""
         first = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        if first:
-            self.pairs.scale_steps_of(optimizer)
+        if first and self.args.step_unit != "plain":
+            ScaledSteps(optimizer, self.pairs.scaled)
         return optimizer
+
+    def measure_units(self) -> None:
+        """Find the units of the steps and of the l1 term. Called by the trainer's callback."""
+        norms, unit = self.pairs.norms, self.args.step_unit
+        with self.scorer.as_base(self.model):
+            if unit == "fisher":
+                # The mean over the processes, so that all of them take the very same steps.
+                mean = lambda f: self.accelerator.reduce(f.to(self.accelerator.device), "mean")  # noqa: E731
+                information = fisher_information(norms, self.probe_runs())
+                self.pairs.units = fisher_units([(mean(slope), mean(shift)) for slope, shift in information])
+            elif unit == "output":
+                self.pairs.units = [(None, shift) for shift in output_unit(norms, self.run_probe)]
+            elif unit == "gain":
+                self.pairs.units = [(None, shift_unit(norm)) for norm in norms]
 
     def before_optimizer_step(self) -> None:
         """Called by the trainer's callback."""

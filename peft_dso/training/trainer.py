@@ -134,8 +134,9 @@ class DSOTrainer(SteppingTrainer):
         self.scorer.check(self._dso_model, [*open_rows, *self.retain_rows, *all_rows(evaluated)])
         self.neutral = self._neutral(neutral_texts)
         self.neutral_weight = args.neutral_coef
-        self.pairs = PairSteps(adapter_layers(self._dso_model), args.l1_coef, args.l1_until, args.shift_unit)
+        self.pairs = PairSteps(adapter_layers(self._dso_model), args.l1_coef, args.l1_until)
         self._micro_step = 0  # batches since the last optimizer step; TRL's own count starts anew after a resume
+        self._noted = []
         self._evaluated: list[tuple[str, list[float]]] = []
         self.add_callback(DSOCallback(self))
 
@@ -226,8 +227,9 @@ class DSOTrainer(SteppingTrainer):
             loss = super()._compute_loss(model, inputs)
             if retained:
                 encoded = [self.scorer.encode(row) for row in retained]
-                kl, _ = self._kl(self.scorer.score(model, encoded), encoded, "retain_kl", mode)
+                kl, _ = self._kl(self.scorer.score(model, encoded), encoded, "retain_kl")
                 loss = loss + self.args.retain_coef * kl.mean()
+        self._log_noted(mode)
         self._micro_step += mode == "train"
         # All processes stop together: one that raises alone leaves the others waiting for it.
         if not all(gather_object([bool(torch.isfinite(loss))])):

@@ -8,7 +8,7 @@ from .norms import is_norm
 from .registration import register
 from .sites import Site, find_sites
 from .strength import get_steering_strength, set_steering_strength, steering_strength
-from .units import output_unit, shift_unit
+from .units import fisher_information, fisher_units, output_unit, shift_unit
 
 
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
     "DSOModel",
     "Site",
     "find_sites",
+    "fisher_information",
+    "fisher_units",
     "get_steering_strength",
     "is_norm",
     "output_unit",
