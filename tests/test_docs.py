@@ -17,6 +17,7 @@ from peft_dso import DSOConfig, cli
 from peft_dso.demo import trained
 from peft_dso.demo.model import load_smollm2, smollm2_folder
 from peft_dso.questions import registry
+from peft_dso.training import objective
 
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +69,7 @@ def adapter(tmp_path, monkeypatch):
 def test_the_code_of_the_guides_runs(page, adapter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_SETS", dict(registry._SETS))  # a set that a page registers ends with it
+    monkeypatch.setattr(objective, "PROBE_TEXTS", 4)
     copy = tmp_path / "copy"
     shutil.copytree(adapter, copy)
     places = {"DEMO": str(adapter), "COPY": str(copy)}

@@ -16,6 +16,7 @@ from peft_dso.demo import quickstart
 from peft_dso.evaluation import load_report
 from peft_dso.inspect import describe
 from peft_dso.questions import check_questions
+from peft_dso.training import objective
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,7 @@ def test_the_main_job_on_the_real_model(real_model, tmp_path, monkeypatch, capsy
             **changes,
         ),
     )
+    monkeypatch.setattr(objective, "PROBE_TEXTS", 16)
     assert cli.main(["quickstart", "--out", str(tmp_path), "--steps", "12"]) == 0
     said = capsys.readouterr().out
     assert "the outputs are equal" in said and "model.set_steering_strength(" in said

@@ -19,6 +19,9 @@ from .scorer import Scorer
 from .units import next_token_log_probs
 
 
+PROBE_TEXTS = 64  # neutral texts on which the units are measured
+
+
 class ObjectiveTrainer(PublishingTrainer):
     """The part of the trainer that computes its loss."""
 
@@ -73,7 +76,7 @@ class ObjectiveTrainer(PublishingTrainer):
         """What the model says next in more of those texts, and to those rows, a few at a time."""
         rows = [self.scorer.encode(row) for row in self.probe_rows()]
         asked = (rows[n : n + 8] for n in range(0, len(rows), 8))
-        yield from (partial(next_token_log_probs, self.model, text) for text in self.neutral[:64])
+        yield from (partial(next_token_log_probs, self.model, text) for text in self.neutral[:PROBE_TEXTS])
         yield from (lambda few=few: self.scorer.score(self.model, few).decision for few in asked)
 
     @property
