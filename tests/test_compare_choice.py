@@ -11,10 +11,10 @@ from peft_dso.baselines.comparison import Comparison, Fit, compare
 from peft_dso.baselines.methods import METHODS, chosen_methods
 from peft_dso.baselines.outcome import chosen_results, chosen_strength
 from peft_dso.baselines.outcome_card import card_section
-from peft_dso.baselines.parts import Parts, parts_of, subset
+from peft_dso.baselines.parts import Parts, parts_of
 from peft_dso.evaluation import Report, StrengthResult
 from peft_dso.evaluation.measures import Measure
-from peft_dso.questions import pronoun_questions
+from peft_dso.questions import pronoun_questions, subset
 
 
 # --- what is chosen, on figures of the test's own --------------------------------------------------------------------

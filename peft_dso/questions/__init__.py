@@ -10,7 +10,7 @@ from .occupations import OCCUPATIONS, Occupation
 from .pronouns import pronoun_questions
 from .registry import QuestionSet, describe_sets, load_questions, question_set, read_rows
 from .schema import abstention_forms, answer_forms, check_questions
-from .splits import hold_out, split_occupations, split_questions
+from .splits import hold_out, split_occupations, split_questions, subset
 
 
 __all__ = [
@@ -41,5 +41,6 @@ __all__ = [
     "social_counterfactuals",
     "split_occupations",
     "split_questions",
+    "subset",
     "trainable_groups",
 ]

@@ -236,3 +236,35 @@ def hold_out(
         what = "occupations" if occupations else "groups, pairs or rows that belong to no pair"
         raise ValueError(f"{len(rows)} questions hold too few {what} ({len(set(units))}) to hold some of them out.")
     return train, test
+
+
+def subset(questions: Sequence[Mapping[str, Any]], count: Optional[int], seed: int = 0) -> list[dict[str, Any]]:
+    """
+    About `count` of some questions: of each occupation, and of ambiguous and unambiguous ones, the same share; whole
+    pairs. The same ones every time.
+
+    Args:
+        questions (`Sequence[Mapping]`): questions.
+        count (`int`, *optional*): default all.
+        seed (`int`, defaults to 0): of the draw.
+
+    Returns:
+        `list[dict]`: in their order; at least one pair per occupation and kind.
+    """
+    if count is None or count >= len(questions):
+        return [dict(row) for row in questions]
+    rng = random.Random(seed)
+    strata: dict[tuple[bool, str], dict[str, list[int]]] = {}
+    for number, row in enumerate(questions):
+        stratum = strata.setdefault((row.get("right") is None, row["occupation"]), {})
+        stratum.setdefault(str(row.get("pair") or number), []).append(number)
+    kept: set[int] = set()
+    for _, pairs in sorted(strata.items()):
+        names = rng.sample(sorted(pairs), len(pairs))
+        wanted, taken = count * sum(map(len, pairs.values())) / len(questions), 0
+        for name in names:
+            if taken and taken + len(pairs[name]) / 2 > wanted:
+                break
+            kept.update(pairs[name])
+            taken += len(pairs[name])
+    return [dict(row) for number, row in enumerate(questions) if number in kept]
