@@ -50,8 +50,8 @@ class DSOTrainerConfig(RLOOConfig):
             Weight of that KL: its multiplier at the start, below which it never falls.
         max_kl_ratio (`float`, *optional*):
             The cap epsilon on KL(steered || base), in multiples of the least KL that fairness needs on the questions
-            of the step (see [`~peft_dso.objective.nearest_fair`]), which differs from model to model. `beta` rises
-            while the KL is above it, and falls back below it. Only for `rollouts="enumerate"`.
+            of the last steps (see [`~peft_dso.objective.nearest_fair`]), which differs from model to model. `beta`
+            rises while the KL is above it, and falls back below it. Only for `rollouts="enumerate"`.
         max_kl (`float`, *optional*):
             The same in nats; where both are given the lower one binds.
         kl_rate (`float`, defaults to 0.1):

@@ -134,6 +134,7 @@ class DSOTrainer(SteppingTrainer):
         self.scorer.check(self._dso_model, [*open_rows, *self.retain_rows, *all_rows(evaluated)])
         self.neutral = self._neutral(neutral_texts)
         self.neutral_weight = args.neutral_coef
+        self.running = {}
         self.pairs = PairSteps(adapter_layers(self._dso_model), args.l1_coef, args.l1_until)
         self._micro_step = 0  # batches since the last optimizer step; TRL's own count starts anew after a resume
         self._noted = []
@@ -292,6 +293,7 @@ class DSOTrainer(SteppingTrainer):
         self.state.stateful_callbacks[STATE_KEY] = {
             "beta": self.beta,
             "neutral_weight": self.neutral_weight,
+            "running": dict(self.running),
             "fairness_rewards": [reward.state_dict() for reward in self.counting_rewards()],
         }
         super()._save_checkpoint(model, trial)
