@@ -20,13 +20,13 @@ class LoggingTrainer(ObjectiveTrainer):
     """The part of the trainer that logs."""
 
     ended_fair = False  # before its last step, since the answers were fair
+    running: dict[str, float]  # means over the last steps
 
     def why_it_ended(self) -> str:
         """In a sentence, how far the training has come and what bound it."""
-        last: dict[str, float] = {}
-        for entry in self.state.log_history[-5:]:
-            last.update({key: value for key, value in entry.items() if isinstance(value, (int, float))})
-        ratio = last.get("kl", 0.0) / last["least_kl"] if last.get("least_kl") else float("nan")
+        biases = [e["per_occupation_bias"] for e in self.state.log_history if "per_occupation_bias" in e][-10:]
+        bias = sum(biases) / len(biases) if biases else float("nan")
+        ratio = self.running["kl"] / self.running["least_kl"] if self.running.get("least_kl") else float("nan")
         held = []
         if self.beta > self.args.beta * 1.01:
             held.append(f"the cap on the KL was holding it (multiplier {self.beta:.2f})")
@@ -35,8 +35,7 @@ class LoggingTrainer(ObjectiveTrainer):
         return (
             f"Ended after {self.state.global_step} of {self.state.max_steps} steps"
             + (", since the answers were fair (stop_bias)" if self.ended_fair else "")
-            + ": bias "
-            f"{last.get('per_occupation_bias', float('nan')):.3f} on the last batches, KL {ratio:.1f} times the least"
+            + f": bias {bias:.3f} on the last batches, KL {ratio:.1f} times the least"
             + (", and " + " and ".join(held) if held else "")
             + "."
         )
