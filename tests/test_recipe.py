@@ -122,6 +122,20 @@ def test_the_cap_in_multiples_of_the_least_kl(tmp_path):
     assert "cap" not in loose.why_it_ended() and "40 of 40 steps" in loose.why_it_ended()
 
 
+@pytest.mark.parametrize(("of_hard", "rises"), [(0.13, False), (0.25, True)])
+def test_the_cap_binds_on_average_over_the_batches(tmp_path, of_hard, rises):
+    """
+    Batches that need little and spend three times that, and batches that need much: on the whole 1.45 or 2.5 times
+    the least, at a cap of 2.
+    """
+    job = trainer(tmp_path, max_kl_ratio=2.0, kl_rate=0.1, beta=0.1, **FAIR)
+    for _ in range(20):
+        for least, kl in ((0.01, 0.03), (0.1, of_hard)):
+            job._metrics["train"].update(least_kl=[least], kl=[kl])
+            job._update_multipliers()
+    assert (job.beta > 0.5) if rises else (job.beta < 0.12)
+
+
 def test_neutral_text_is_held(tmp_path):
     texts = ["The clerk said that he", "The driver was late because the farmer"]
     found = {}

@@ -27,7 +27,7 @@ class DSOCallback(TrainerCallback):
         self.strength = get_steering_strength(self.trainer._dso_model, "default")
         self.biases.clear()
         self.trainer.ended_fair = False
-        self.trainer.running = {}
+        self.trainer.usual_least = 0.0
         self.trainer.scorer.decide(self.trainer.model, self.trainer.probe_rows())
         self.trainer.measure_units()
         set_steering_strength(self.trainer._dso_model, 1.0, "default")
@@ -35,7 +35,7 @@ class DSOCallback(TrainerCallback):
         if isinstance(saved, dict):
             self.trainer.beta = saved["beta"]
             self.trainer.neutral_weight = saved.get("neutral_weight", self.trainer.neutral_weight)
-            self.trainer.running = dict(saved.get("running", {}))
+            self.trainer.usual_least = saved.get("usual_least", 0.0)
             for reward, counts in zip(self.trainer.counting_rewards(), saved["fairness_rewards"], strict=True):
                 reward.load_state_dict(counts)
         elif args.warm_start and self.trainer.fairness_reward is not None:

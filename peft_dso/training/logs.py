@@ -20,13 +20,12 @@ class LoggingTrainer(ObjectiveTrainer):
     """The part of the trainer that logs."""
 
     ended_fair = False  # before its last step, since the answers were fair
-    running: dict[str, float]  # means over the last steps
 
     def why_it_ended(self) -> str:
         """In a sentence, how far the training has come and what bound it."""
-        biases = [e["per_occupation_bias"] for e in self.state.log_history if "per_occupation_bias" in e][-10:]
-        bias = sum(biases) / len(biases) if biases else float("nan")
-        ratio = self.running["kl"] / self.running["least_kl"] if self.running.get("least_kl") else float("nan")
+        last = [entry for entry in self.state.log_history if "per_occupation_bias" in entry][-10:]
+        bias, kl, least = (sum(e.get(k, 0.0) for e in last) for k in ("per_occupation_bias", "kl", "least_kl"))
+        bias, ratio = (bias / len(last) if last else float("nan")), (kl / least if least else float("nan"))
         held = []
         if self.beta > self.args.beta * 1.01:
             held.append(f"the cap on the KL was holding it (multiplier {self.beta:.2f})")

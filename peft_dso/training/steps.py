@@ -20,7 +20,7 @@ class SteppingTrainer(LoggingTrainer):
     """The part of the trainer that acts before and after each step of the optimizer."""
 
     pairs: PairSteps
-    running: dict[str, float]  # means of what is capped, and of what the caps are multiples of
+    usual_least: float  # running mean of the least KL that fairness needs, 0 before there is one
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As TRL's; its steps are scaled (`step_unit`)."""
@@ -56,27 +56,27 @@ class SteppingTrainer(LoggingTrainer):
         for name, value in (("zero_neurons", zeros), ("l1", l1), ("beta", self.beta)):
             self._metrics["train"][name].append(value)
 
-    def _usual(self, name: str) -> float:
-        """The running mean of a metric over the last ten steps or so; NaN where there is none."""
+    def _recent(self, name: str) -> float:
+        """The mean of a metric over the batches of this step; NaN where there is none."""
         steps = self.args.gradient_accumulation_steps if self.args.rollouts == "enumerate" else 1
         values = self._metrics["train"].get(name, [])[-steps:]
-        if not values:
-            return float("nan")
-        now = sum(values) / len(values)
-        self.running[name] = now + RUNNING * (self.running.get(name, now) - now)
-        return self.running[name]
+        return sum(values) / len(values) if values else float("nan")
 
     def _update_multipliers(self) -> None:
         """One step of the multipliers of the KL and of neutral text towards their caps."""
-        args, kl = self.args, self._usual("kl" if self.args.rollouts == "enumerate" else "sampled_kl")
-        # The cap that binds: in nats, or in multiples of the least KL that fairness needs. Of both the running mean:
-        # what fairness needs differs from batch to batch, and a mean of ratios is not the ratio of the means.
-        caps = [args.max_kl, None if args.max_kl_ratio is None else args.max_kl_ratio * self._usual("least_kl")]
-        cap = min((c for c in caps if c is not None and c > 0), default=None)
-        if cap is not None and kl == kl:
+        args, kl = self.args, self._recent("kl" if self.args.rollouts == "enumerate" else "sampled_kl")
+        caps = [] if args.max_kl is None else [(args.max_kl, args.max_kl)]
+        least = self._recent("least_kl")
+        if args.max_kl_ratio is not None and least > 0:
+            # What fairness needs differs much from batch to batch. The excess is that of this batch, in units of what
+            # is usual: a mean of ratios would not be the ratio of the means.
+            self.usual_least = least + RUNNING * ((self.usual_least or least) - least)
+            caps.append((args.max_kl_ratio * least, args.max_kl_ratio * self.usual_least))
+        if caps and kl == kl:
+            cap, unit = min(caps)
             # TRL skips the reference at exactly 0 and could then never see the KL rise again.
-            self.beta = max(1e-6, args.beta, updated_multiplier(self.beta, kl, cap, args.kl_rate))
-        neutral = self._usual("neutral_kl")
+            self.beta = max(1e-6, args.beta, updated_multiplier(self.beta, kl - cap + unit, unit, args.kl_rate))
+        neutral = self._recent("neutral_kl")
         if args.max_neutral_kl is not None and neutral == neutral:
             weight = updated_multiplier(self.neutral_weight, neutral, args.max_neutral_kl, args.kl_rate)
             self.neutral_weight = max(args.neutral_coef, weight)

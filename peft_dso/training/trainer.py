@@ -134,7 +134,7 @@ class DSOTrainer(SteppingTrainer):
         self.scorer.check(self._dso_model, [*open_rows, *self.retain_rows, *all_rows(evaluated)])
         self.neutral = self._neutral(neutral_texts)
         self.neutral_weight = args.neutral_coef
-        self.running = {}
+        self.usual_least = 0.0
         self.pairs = PairSteps(adapter_layers(self._dso_model), args.l1_coef, args.l1_until)
         self._micro_step = 0  # batches since the last optimizer step; TRL's own count starts anew after a resume
         self._noted = []
@@ -293,7 +293,7 @@ class DSOTrainer(SteppingTrainer):
         self.state.stateful_callbacks[STATE_KEY] = {
             "beta": self.beta,
             "neutral_weight": self.neutral_weight,
-            "running": dict(self.running),
+            "usual_least": self.usual_least,
             "fairness_rewards": [reward.state_dict() for reward in self.counting_rewards()],
         }
         super()._save_checkpoint(model, trial)
