@@ -87,7 +87,7 @@ def test_slopes_and_shifts_move_in_units_of_what_they_cost(tmp_path, neutral):
     units = [unit for _, unit in vectors]
     job.measure_units()  # whatever the adapter is now: it is measured on the base
     assert all(torch.allclose(a, b, rtol=1e-4) for a, (_, b) in zip(units, job.pairs.scaled(), strict=True))
-    assert DSOTrainerConfig(str(tmp_path)).learning_rate == 0.03
+    assert DSOTrainerConfig(str(tmp_path)).learning_rate == 0.028
     assert DSOTrainerConfig(str(tmp_path), step_unit="output").learning_rate == 3e-3
 
 

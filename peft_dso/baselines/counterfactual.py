@@ -117,7 +117,7 @@ def fit_counterfactual(
         rank (`int`, defaults to 8): of the LoRA.
         lora_alpha (`int`, defaults to 16): of the LoRA.
         dropout (`float`, defaults to 0.05): of the LoRA.
-        learning_rate (`float`, *optional*): of AdamW; default 2e-4 for a LoRA, 0.03 for pairs, which move in
+        learning_rate (`float`, *optional*): of AdamW; default 2e-4 for a LoRA, 0.028 for pairs, which move in
             units of what they cost, as in DSO's trainer. Warm-up of 10 % and cosine decay.
         epochs (`float`, defaults to 3): over the questions, as often per occupation as the largest has questions.
         max_steps (`int`, *optional*): stop earlier.
@@ -180,7 +180,7 @@ def fit_counterfactual(
         (numbers, torch.randint(len(kept), (retain_batch_size,), generator=generator).tolist() if kept else [])
         for numbers in _batches(sampler, batch_size)
     )
-    rate = learning_rate or (2e-4 if adapter == "lora" else 0.03)
+    rate = learning_rate or (2e-4 if adapter == "lora" else 0.028)
     units = [] if adapter == "lora" else _units(fitted, processor)
     _train(fitted, loss_of, draws, steps, rate, units, _native_bf16() if bf16 is None else bf16, progress)
     return fitted.eval()

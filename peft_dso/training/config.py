@@ -77,7 +77,7 @@ class DSOTrainerConfig(RLOOConfig):
             as they are, shifts by the root mean square of the norm's output (see [`~peft_dso.tuner.output_unit`]);
             `"gain"`: shifts by the norm's gain (see [`~peft_dso.tuner.shift_unit`]); `"plain"`: as they are saved.
         learning_rate (`float`, *optional*):
-            The initial one; default 0.03 in the unit `"fisher"`, where a step in random directions costs its square
+            The initial one; default 0.028 in the unit `"fisher"`, where a step in random directions costs its square
             in nats of KL per token, else 3e-3.
         l1_coef (`float`):
             The l1 term lambda, applied as a proximal step of size learning rate x l1_coef after each optimizer step.
@@ -138,7 +138,7 @@ class DSOTrainerConfig(RLOOConfig):
     neutral_batch_size: int = field(default=4, metadata={"help": "Neutral texts per step and device."})
     neutral_tokens: int = field(default=32, metadata={"help": "Tokens of a neutral text that count."})
     max_neutral_kl: Optional[float] = field(
-        default=0.005, metadata={"help": "Cap on the KL per token of neutral text, in nats."}
+        default=0.0045, metadata={"help": "Cap on the KL per token of neutral text, in nats."}
     )
     step_unit: str = field(
         default="fisher",
@@ -157,7 +157,7 @@ class DSOTrainerConfig(RLOOConfig):
 
     # TRL's defaults are for full models that write long texts.
     learning_rate: Optional[float] = field(
-        default=None, metadata={"help": "The initial learning rate; default 0.03 in the unit 'fisher', else 3e-3."}
+        default=None, metadata={"help": "The initial learning rate; default 0.028 in the unit 'fisher', else 3e-3."}
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate's schedule."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Share or number of warm-up steps."})
@@ -188,7 +188,7 @@ class DSOTrainerConfig(RLOOConfig):
         if self.step_unit not in ("fisher", "output", "gain", "plain"):
             raise ValueError(f"step_unit={self.step_unit!r}: choose 'fisher', 'output', 'gain' or 'plain'.")
         if self.learning_rate is None:
-            self.learning_rate = 0.03 if self.step_unit == "fisher" else 3e-3
+            self.learning_rate = 0.028 if self.step_unit == "fisher" else 3e-3
         for name in ("max_kl", "max_kl_ratio", "max_neutral_kl"):
             cap = getattr(self, name)
             if cap is not None and not cap > 0:
