@@ -11,7 +11,7 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 
 from . import slots
-from .params import FIELD, StrengthError, is_field
+from .params import FIELD, is_field
 
 
 # The endpoints that carry a top-level field over, and those that generate nothing.
@@ -140,11 +140,12 @@ class RefuseDroppedFields:
 
 def _dropped(body: bytes) -> str | None:
     """The first steering field at the top level of a JSON body."""
-    if b"dso" not in body.lower() and b"steering_strength" not in body:
+    # A backslash may spell any letter ("\u0064so_strength").
+    if b"dso" not in body.lower() and b"steering_strength" not in body and b"\\u" not in body:
         return None
     try:
         content = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return next((key for key in content if is_field(key)), None) if isinstance(content, dict) else None
 
@@ -183,7 +184,7 @@ def _add_routes(app: Any) -> None:
             try:
                 content = await raw_request.json()
                 return JSONResponse(await action(raw_request.app.state.engine_client, content))
-            except (StrengthError, ValueError) as error:
+            except (ValueError, RecursionError) as error:  # of the body as well as of what it asks for
                 detail = {"message": str(error), "type": "BadRequestError", "param": None, "code": 400}
                 return JSONResponse({"error": detail}, status_code=400)
 

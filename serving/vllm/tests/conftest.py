@@ -107,6 +107,25 @@ def serve(model: str, dso: dict | None, log: Path, *arguments: str, **environmen
         process.wait(120)
 
 
+@pytest.fixture(scope="session")
+def server(references, tmp_path_factory):
+    """The address of a server with one adapter and three slots, and the path of its log."""
+    llama = references["llama"]
+    log = tmp_path_factory.mktemp("server") / "log"
+    dso = {"adapters": {"fair": llama["adapters"]["fair"]}, "slots": 3}
+    own = ("--max-model-len", "256", "--kv-cache-memory-bytes", str(2**26), "--enable-log-requests")
+    with serve(llama["model"], dso, log, *own) as url:
+        yield url, log
+
+
+@pytest.fixture(scope="session")
+def client(server):
+    import httpx
+
+    with httpx.Client(base_url=server[0], timeout=600) as client:
+        yield client
+
+
 def sampling(strengths, **more):
     """Greedy parameters at one strength (a number), strengths by adapter, or none."""
     from vllm import SamplingParams

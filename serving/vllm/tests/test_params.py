@@ -141,6 +141,8 @@ def test_a_file_that_changes_after_it_was_pinned_is_refused(adapter):
         ("/v1/embeddings", b"dso_strength is no JSON", True),
         ("/v1/embeddings", b'{"input": "x", "dso_strength": 1}', False),
         ("/v1/embeddings/", b'{"steering_strength": 1}', False),
+        ("/v1/embeddings", rb'{"\u0064so_strength": 1}', False),
+        ("/v1/embeddings", b'{"dso_strength": ' + b"[" * 10**5, True),
         ("/v1/chat/completions", b'{"dso_strength": 1}', True),
         ("/tokenize", b'{"dso_strength": 1}', True),
     ],

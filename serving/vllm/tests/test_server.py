@@ -2,30 +2,11 @@
 
 import asyncio
 import json
-import random
-import time
 
 import httpx
 import openai
 import pytest
-from conftest import TOLERANCE, serve
-
-
-@pytest.fixture(scope="module")
-def server(references, tmp_path_factory):
-    """The address of a server with one adapter and three slots, and the path of its log."""
-    llama = references["llama"]
-    log = tmp_path_factory.mktemp("server") / "log"
-    dso = {"adapters": {"fair": llama["adapters"]["fair"]}, "slots": 3}
-    own = ("--max-model-len", "256", "--kv-cache-memory-bytes", str(2**26), "--enable-log-requests")
-    with serve(llama["model"], dso, log, *own) as url:
-        yield url, log
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with httpx.Client(base_url=server[0], timeout=120) as client:
-        yield client
+from conftest import TOLERANCE
 
 
 def completion(**fields) -> dict:
@@ -248,49 +229,3 @@ def test_an_adapter_in_use_is_not_unloaded(server, references):
     assert done.status_code == 200 and len(numbers(text_of(done))) > 100
     assert late.status_code == 200
     assert early.status_code == 400 and "running with 'other'" in early.json()["error"]["message"]
-
-
-def test_load_with_random_strengths_lengths_cancellations_and_bad_fields(server):
-    """Nothing wrong, lost or stuck: every answer is the one that the same request gets alone."""
-    chosen = random.Random(0)
-    kinds = [
-        completion(prompt=[chosen.randrange(3, 128) for _ in range(length)], max_tokens=tokens, dso_strength=strength)
-        for strength in (-0.5, 0.0, 0.31, 1.2)
-        for length, tokens in ((3, 5), (40, 12), (70, 20))
-    ]
-    alone = [asyncio.run(completions(server[0], [kind]))[0]["choices"][0]["text"] for kind in kinds]
-
-    async def one(client: httpx.AsyncClient, gate: asyncio.Semaphore) -> str:
-        async with gate:
-            kind = chosen.randrange(len(kinds))
-            event = chosen.random()
-            if event < 0.1:
-                body = {**kinds[kind], "dso_strength": chosen.choice(["0.4", {"fear": 1}, True])}
-                return "refused" if (await client.post("/v1/completions", json=body)).status_code == 400 else "wrong"
-            request = client.post("/v1/completions", json=kinds[kind])
-            if event < 0.2:
-                try:
-                    await asyncio.wait_for(request, chosen.random() * 0.05)
-                except TimeoutError:
-                    return "cancelled"
-                return "right"
-            return "right" if (await request).json()["choices"][0]["text"] == alone[kind] else "wrong"
-
-    async def many() -> list[str]:
-        gate = asyncio.Semaphore(16)
-        async with httpx.AsyncClient(base_url=server[0], timeout=120) as client:
-            return await asyncio.gather(*(one(client, gate) for _ in range(150)))
-
-    answers = asyncio.run(many())
-    assert answers.count("wrong") == 0
-    assert min(answers.count(kind) for kind in ("right", "refused", "cancelled")) > 0
-    # Nothing is stuck: what was cancelled is gone from the engine.
-    with httpx.Client(base_url=server[0]) as client:
-        for _ in range(100):
-            running = [
-                x for x in client.get("/metrics").text.splitlines() if x.startswith("vllm:num_requests_running{")
-            ]
-            if running and all(float(line.rsplit(" ", 1)[1]) == 0 for line in running):
-                return
-            time.sleep(0.1)
-    pytest.fail("requests are still running")
