@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import reprlib
 import struct
 from collections.abc import Collection, Mapping
@@ -13,6 +12,9 @@ from typing import Any
 FIELD = "dso_strength"
 # What the package calls the strength: as a key of a request it is a mistake, not somebody else's field.
 MISTAKEN = "steering_strength"
+# Beyond it nothing is said that makes sense, and what overflows in one request stays in the blocks of the cache that
+# other requests get after it.
+LARGEST = 10.0
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 120
 
@@ -56,16 +58,16 @@ def as_strength(value: Any, parameter: str = FIELD) -> float:
         `float`: the strength; -0.0 is 0.
 
     Raises:
-        StrengthError: it is not a number, not finite, or outside the range of float32.
+        StrengthError: it is not a number, or further from 0 than `LARGEST`.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise StrengthError(f"{parameter} must be a number such as 0.4, got {shown(value)}.", parameter)
-    try:
-        rounded: float = struct.unpack("f", struct.pack("f", value))[0]
-    except (OverflowError, struct.error):
-        rounded = math.inf
-    if not math.isfinite(rounded):
-        raise StrengthError(f"{parameter} must be finite and fit float32, got {shown(value)}.", parameter)
+    if not -LARGEST <= value <= LARGEST:
+        raise StrengthError(
+            f"{parameter} must be from -{LARGEST:g} to {LARGEST:g} (1 is what was trained), got {shown(value)}.",
+            parameter,
+        )
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
     return rounded + 0.0
 
 

@@ -19,6 +19,7 @@ from collections import Counter
 
 import httpx
 import openai
+import psutil
 import pytest
 from conftest import TOLERANCE, serve
 
@@ -237,11 +238,11 @@ BAD = ["0.4", "", {"fear": 1}, {"fair": {"fair": 1}}, {"fair": [1]}, True, None,
 
 def memory(url: str) -> float:
     """Resident MiB of the server's processes, which share its process group."""
-    port = url.rsplit(":", 1)[1]
-    listing = subprocess.run(["ps", "-eo", "pid,pgid,rss,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 3) for line in listing.splitlines()[1:]]
-    (group,) = {group for pid, group, _, args in rows if pid == group and f"--port {port}" in args}
-    return sum(int(rss) for _, of, rss, _ in rows if of == group) / 1024
+    port = int(url.rsplit(":", 1)[1])
+    (listening,) = {c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == "LISTEN"}
+    group = os.getpgid(listening)
+    sizes = [p.memory_info().rss for p in psutil.process_iter() if os.getpgid(p.pid) == group]
+    return sum(sizes) / 2**20
 
 
 async def load_of(url: str, requests: int, seed: int, known: list[tuple[dict, list[int]]]) -> Counter:

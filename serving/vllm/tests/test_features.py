@@ -46,6 +46,7 @@ def test_compiled(references, fair, tmp_path, monkeypatch):
 
 
 def test_the_language_backbone_of_a_vision_language_model(references):
+    pytest.importorskip("torchvision")  # vLLM's pictures need it
     entry = references["llava"]
     with engine(entry["model"], {"adapters": entry["adapters"]}, language_model_only=True) as llm:
         check_cases(llm, entry["cases"])

@@ -87,11 +87,11 @@ def test_adapters_that_cannot_be_loaded(client, references, tmp_path, fields, me
     assert message in response.json()["error"]["message"]
 
 
-def test_strengths_that_overflow_harm_nobody_else(server, client):
-    """The largest float32 is a strength, whatever comes out; the others in its batch get what they get alone."""
+def test_strengths_that_would_overflow_are_refused_and_the_largest_harm_nobody(server, client):
+    """What a request leaves in the cache's blocks is no number of another's, whatever its strength."""
     bodies = [BODY | {"prompt": [5 + i] * 9, "return_token_ids": True, "dso_strength": 0.4} for i in range(4)]
     alone = [client.post("/v1/completions", json=body).json()["choices"][0]["token_ids"] for body in bodies]
-    huge = [{**bodies[0], "dso_strength": strength, "temperature": 1} for strength in (3e38, -3e38)]
+    huge = [{**bodies[0], "dso_strength": w, "temperature": 1} for w in (10, -10, 10.001, 1e4, 3e38, -3e38)]
 
     async def together() -> list[httpx.Response]:
         async with httpx.AsyncClient(base_url=server[0], timeout=600) as one:
@@ -100,6 +100,8 @@ def test_strengths_that_overflow_harm_nobody_else(server, client):
     for _ in range(3):
         answers = asyncio.run(together())
         assert [answer.json()["choices"][0]["token_ids"] for answer in answers[:4]] == alone
+        assert [answer.status_code for answer in answers[4:]] == [200, 200, 400, 400, 400, 400]
+        assert "from -10 to 10" in answers[-1].text
 
 
 def test_loading_and_unloading_while_requests_run(server, references):
