@@ -87,6 +87,7 @@ def variants(out: Path, model: Any, tokenizer: Any, rows: list[dict[str, Any]]) 
     def dso(**settings: Any) -> Any:
         args = DSOTrainerConfig(
             str(out), abstain_reward=None, max_kl=None, beta=0.02, learning_rate=2e-3, warmup_steps=0,
+            step_unit="plain",
             **{**common, **settings},
         )  # fmt: skip
         return DSOTrainer(model(), args, rows, processing_class=tokenizer,

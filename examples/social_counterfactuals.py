@@ -80,7 +80,7 @@ def main():
         model = model.cuda()
     report = run(
         model, processor, people, options.out, table, max_steps=options.steps, per_device_train_batch_size=16,
-        questions_per_occupation=8, retain_batch_size=4, gradient_checkpointing=True, learning_rate=1e-3,
+        questions_per_occupation=8, retain_batch_size=4, gradient_checkpointing=True,
     )  # fmt: skip
     print(format_table(report.sets["held-out pictures"]))
 
