@@ -1,9 +1,7 @@
 """What the page asks of a model: answers and texts at each person's own strength; and the page's parts as text."""
 
-import json
 import math
 import re
-import socket
 import threading
 
 import pytest
@@ -13,10 +11,9 @@ from peft import get_peft_model
 from PIL import Image
 from vision import build_vision
 
-from peft_dso import DSOConfig, cli, set_steering_strength
-from peft_dso.evaluation import Report, StrengthResult, save_report
+from peft_dso import DSOConfig, set_steering_strength
+from peft_dso.evaluation import Report, StrengthResult
 from peft_dso.evaluation.measures import Measure
-from peft_dso.models import load_base
 
 
 pytest.importorskip("gradio")
@@ -26,7 +23,7 @@ from peft_dso.app import recipes
 from peft_dso.app.engine import SteeredModel
 from peft_dso.app.page import answer_list
 from peft_dso.app.report_tab import Shown
-from peft_dso.app.reports import BUDGETS, find_report, from_budget, value_at
+from peft_dso.app.reports import BUDGETS, from_budget, value_at
 from peft_dso.app.turns import Turns
 
 
@@ -270,12 +267,6 @@ def test_a_strength_from_a_budget():
     assert "0.25 (now, in between)" in numbers and "0.350" in numbers and "0.500 ± 0.010" in numbers
 
 
-def test_the_report_beside_an_adapter_is_found(tmp_path):
-    assert find_report(tmp_path) is None
-    save_report(example_report(), tmp_path / "dso_report.json")
-    assert find_report(tmp_path).sets["test"][0].strength == 1.0
-
-
 def test_the_lines_reproduce_the_bars(tmp_path, capsys):
     tokenizer = tokenizer_of("The nurse said that he she was late , .")
     model = steered_model(adapters=("fair", "other"))
@@ -305,50 +296,3 @@ def test_a_page_of_a_plain_model_with_its_adapter():
     for highest in (0, math.inf, math.nan):
         with pytest.raises(ValueError, match=f"highest={highest}"):
             build_page(steered_model(), tiny_tokenizer(), highest=highest)
-
-
-@pytest.mark.parametrize("port", ["0", "-1", "70000", "web"])
-def test_a_port_that_cannot_be_is_refused(port, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["app", "--port", port])
-    assert f"{port!r} is no port: give a number from 1 to 65535" in capsys.readouterr().err
-
-
-def test_a_place_that_is_taken_or_unknown_is_named(capsys):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert cli.main(["app", "--port", str(port)]) == 1
-    assert f"127.0.0.1:{port}" in capsys.readouterr().err
-    assert cli.main(["app", "--host", "no address"]) == 1
-    assert "--host" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "said"),
-    [
-        ("adapter_model.safetensors", None, "no adapter_model.safetensors"),
-        ("adapter_model.safetensors", b"cut off", "cannot be read"),
-        ("adapter_config.json", b"{", "cannot be read"),
-        ("dso_report.json", b"{", "dso_report.json is not a report"),
-    ],
-)
-def test_an_adapter_with_a_broken_file_is_named(file, content, said, tmp_path, capsys):
-    adapter, base = tmp_path / "adapter", tmp_path / "base"
-    model, tokenizer = steered_model(adapters=("default",)), tiny_tokenizer()
-    model.save_pretrained(adapter)
-    model.unload().save_pretrained(base), tokenizer.save_pretrained(base)
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    config |= {"weights_sha256": None, "vectors_sha256": None}  # an adapter without checksums
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
-    (adapter / file).write_bytes(content) if content else (adapter / file).unlink()
-    assert cli.main(["app", "--model", str(base), "--adapter", str(adapter), "--no-browser"]) == 1
-    error = capsys.readouterr().err
-    assert said in error and str(adapter) in error
-
-
-@pytest.mark.parametrize(
-    ("options", "said"), [({"device": "cuda:99"}, "no device 'cuda:99'"), ({"dtype": "float99"}, "dtype='float99'")]
-)
-def test_a_device_or_dtype_that_cannot_be_is_named(options, said):
-    with pytest.raises((RuntimeError, ValueError), match=said):
-        load_base("anything", **options)

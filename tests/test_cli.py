@@ -1,6 +1,5 @@
 """The command line as a user runs it, on a tiny model in a folder."""
 
-import argparse
 import csv
 import json
 import os
@@ -16,8 +15,6 @@ from trainers import RIGHT, leaning
 from vision import build_vision
 
 from peft_dso import DSOConfig, cli, steering_strength
-from peft_dso.cli import strength_list
-from peft_dso.cli.arguments import joined_lists
 from peft_dso.evaluation.harness import evaluate_tasks
 
 
@@ -108,14 +105,6 @@ def test_a_model_without_an_adapter_and_with_a_lora(world, tmp_path, capsys):
     ]
     assert cli.main(export) == 1
     assert "type LORA, not DSO" in capsys.readouterr().err
-
-
-def test_lists_that_begin_with_a_minus():
-    assert joined_lists(["sweep", "--strengths", "-1,0,1", "--out", "-1,x"]) == [
-        "sweep", "--strengths=-1,0,1", "--out=-1,x"
-    ]  # fmt: skip
-    assert joined_lists(["--strengths=-1,0", "-.5,1"]) == ["--strengths=-1,0", "-.5,1"]
-    assert joined_lists(["--beta", "-1", "--push", "a,b"]) == ["--beta", "-1", "--push", "a,b"]
 
 
 LETTERS = """
@@ -264,25 +253,6 @@ def test_the_harness_own_command_takes_the_adapter_after_the_import(world):
     )
     assert run.returncode == 0, run.stderr[-2000:]
     assert "PeftModelForCausalLM 1.0" in run.stdout
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("0,0.2,...,1", [0, 0.2, 0.4, 0.6, 0.8, 1]),
-        ("1", [1]),
-        ("-1,0,2.5", [-1, 0, 2.5]),
-        ("0,1,...,3,5", [0, 1, 2, 3, 5]),
-    ],
-)
-def test_lists_of_strengths(text, expected):
-    assert strength_list(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "a", "0,...,1", "0,0.3,...,1", "0,0,...,1", "...", "0,0.5,..."])
-def test_wrong_lists_of_strengths(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="no list of strengths"):
-        strength_list(text)
 
 
 def test_errors_are_one_line(world, tmp_path, capsys):
