@@ -22,7 +22,7 @@ for package in "$scratch"/dist/*.whl "$scratch"/dist/*.tar.gz; do
     "$run/python" -c "import peft_dso, pathlib; assert '$root' not in str(pathlib.Path(peft_dso.__file__).resolve())"
     "$run/peft-dso" --version
     "$run/peft-dso" demo
-    "$run/peft-dso" quickstart --steps 2 --out quickstart-out
+    "$run/peft-dso" quickstart --steps 2 --limit 100 --out quickstart-out
     "$run/peft-dso" inspect quickstart-out/adapter
     "$run/python" -c "from peft_dso.app import build; from peft_dso.demo.trained import load_demo; build(*load_demo())"
     cd "$root"
