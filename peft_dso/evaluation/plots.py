@@ -123,14 +123,15 @@ def draw_pareto(lines: Mapping[str, Sequence[StrengthResult]], against: str = "a
     both = {name: results for name, results in both.items() if results}
     if not both:
         raise ValueError(f"A Pareto plot needs bias and {MEASURES[against].title} in one set.")
-    figure = new_figure(6, 4.4)
+    many = len(both) > 4
+    figure = new_figure(8.4 if many else 6, 4.4)
     axis = figure.add_subplot()
     for place, (name, results) in enumerate(both.items()):
         style = _style(place)
         _line(axis, results, "bias", against, label=_label(name), **style)
         for r in results:  # each line's strengths on a side of their own
             axis.annotate(
-                f"{r.strength:g}",
+                f"{r.strength:.3g}",
                 (r.measures["bias"].value, r.measures[against].value),
                 textcoords="offset points",
                 xytext=(3, 7 if place % 2 == 0 else -13),
@@ -138,12 +139,16 @@ def draw_pareto(lines: Mapping[str, Sequence[StrengthResult]], against: str = "a
                 color=style["color"],
             )
     axis.set_xlim(left=0)
-    axis.margins(y=0.25)
+    if against in ("kl", "neutral_kl"):  # from hundredths to some nats
+        axis.set_yscale("symlog", linthresh=0.01)
+        axis.set_ylim(bottom=0)
+    else:
+        axis.margins(y=0.25)
     axis.set_xlabel("per-occupation bias (lower is fairer)")
     axis.set_ylabel(f"{MEASURES[against].title} ({MEASURES[against].unit})")
     axis.set_title("Fairness and what it costs; numbers are strengths w", fontsize=10)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, **({"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if many else {}))
     return figure
 
 
