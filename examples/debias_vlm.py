@@ -420,8 +420,10 @@ def main() -> None:
     }
     four_train = pairs(train_people, 32, 600, ambiguous=True) + pairs(train_people, 33, 264, ambiguous=False)
     four_test = pairs(test_people, 42, 864, ambiguous=True) + pairs(test_people, 43, 264, ambiguous=False)
-    common = {"max_steps": options.steps, "max_kl": None, "beta": 0.0, "retain_batch_size": 32, "retain_coef": 0.7}
-    common["step_unit"] = "plain"  # a tiny model, whose learning rates below were found in this unit
+    common = {
+        "max_steps": options.steps, "max_kl": None, "beta": 0.0, "retain_batch_size": 32, "retain_coef": 0.7,
+        "step_unit": "plain",  # a tiny model, whose learning rates below were found in this unit
+    }  # fmt: skip
     exact = {
         **common, "learning_rate": 0.03, "questions_per_occupation": 8, "per_device_train_batch_size": 96,
         "reward_smoothing": 0.1,

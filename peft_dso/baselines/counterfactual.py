@@ -27,10 +27,12 @@ from transformers import get_cosine_schedule_with_warmup
 from ..objective import kl_divergence
 from ..questions import check_questions, neutral_texts, trainable_groups
 from ..scoring import EncodedQuestion, Scores, encode_row, evaluating, reads_tries, score_batch
-from ..training.config import cpu_bf16_is_fast
+from ..training.adapter import PairSteps, adapter_layers
+from ..training.config import FISHER_RATE, cpu_bf16_is_fast
+from ..training.objective import PROBE_TEXTS
 from ..training.sampler import OccupationSampler
 from ..training.units import ScaledSteps, next_token_log_probs
-from ..tuner import DSOLayer, find_sites, fisher_information, fisher_units
+from ..tuner import find_sites, fisher_information, fisher_units
 from ..tuner.sites import in_language_backbone
 from .adapters import add_pairs
 from .places import check_bare, projections
@@ -180,7 +182,7 @@ def fit_counterfactual(
         (numbers, torch.randint(len(kept), (retain_batch_size,), generator=generator).tolist() if kept else [])
         for numbers in _batches(sampler, batch_size)
     )
-    rate = learning_rate or (2e-4 if adapter == "lora" else 0.028)
+    rate = learning_rate or (2e-4 if adapter == "lora" else FISHER_RATE)
     units = [] if adapter == "lora" else _units(fitted, processor)
     _train(fitted, loss_of, draws, steps, rate, units, _native_bf16() if bf16 is None else bf16, progress)
     return fitted.eval()
@@ -220,17 +222,12 @@ def _train(
 def _units(fitted: PeftModel, processor: Any) -> list[tuple[nn.Parameter, torch.Tensor]]:
     """Slopes and shifts with their units, those of DSO's trainer."""
     tokenizer = getattr(processor, "tokenizer", processor)
-    texts = [tokenizer(text)["input_ids"][:32] for text in neutral_texts("train")[:64]]
-    layers = [module for module in fitted.modules() if isinstance(module, DSOLayer)]
-    norms = [layer.get_base_layer() for layer in layers]
+    texts = [tokenizer(text)["input_ids"][:32] for text in neutral_texts("train")[:PROBE_TEXTS]]
+    pairs = PairSteps(adapter_layers(fitted), l1_coef=0.0, l1_until=1.0)
     with evaluating(fitted), fitted.disable_adapter():
         runs = (partial(next_token_log_probs, fitted, text) for text in texts if text)
-        found = fisher_units(fisher_information(norms, runs))
-    affines = [layer.dso_affine["default"] for layer in layers]
-    return [
-        pair for affine, units in zip(affines, found, strict=True)
-        for pair in zip((affine.slope, affine.shift), units, strict=True)
-    ]  # fmt: skip
+        pairs.units = fisher_units(fisher_information(pairs.norms, runs))
+    return list(pairs.scaled())
 
 
 def _native_bf16() -> bool:

@@ -139,7 +139,7 @@ def draw_pareto(lines: Mapping[str, Sequence[StrengthResult]], against: str = "a
                 color=style["color"],
             )
     axis.set_xlim(left=0)
-    if against in ("kl", "neutral_kl"):  # from hundredths to some nats
+    if MEASURES[against].unit.startswith("nats"):  # from hundredths to some nats
         axis.set_yscale("symlog", linthresh=0.01)
         axis.set_ylim(bottom=0)
     else:

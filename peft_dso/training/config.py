@@ -9,6 +9,9 @@ import torch
 from trl import RLOOConfig
 
 
+FISHER_RATE = 0.028  # the learning rate in units of what a step costs
+
+
 @dataclass
 class DSOTrainerConfig(RLOOConfig):
     """
@@ -188,7 +191,7 @@ class DSOTrainerConfig(RLOOConfig):
         if self.step_unit not in ("fisher", "output", "gain", "plain"):
             raise ValueError(f"step_unit={self.step_unit!r}: choose 'fisher', 'output', 'gain' or 'plain'.")
         if self.learning_rate is None:
-            self.learning_rate = 0.028 if self.step_unit == "fisher" else 3e-3
+            self.learning_rate = FISHER_RATE if self.step_unit == "fisher" else 3e-3
         for name in ("max_kl", "max_kl_ratio", "max_neutral_kl"):
             cap = getattr(self, name)
             if cap is not None and not cap > 0:

@@ -35,14 +35,19 @@ class SteppingTrainer(LoggingTrainer):
         norms, unit = self.pairs.norms, self.args.step_unit
         with self.scorer.as_base(self.model):
             if unit == "fisher":
-                # The mean over the processes, so that all of them take the very same steps.
-                mean = lambda f: self.accelerator.reduce(f.to(self.accelerator.device), "mean")  # noqa: E731
                 information = fisher_information(norms, self.probe_runs())
-                self.pairs.units = fisher_units([(mean(slope), mean(shift)) for slope, shift in information])
+                self.pairs.units = fisher_units(
+                    [(self._mean(slope), self._mean(shift)) for slope, shift in information]
+                )
             elif unit == "output":
                 self.pairs.units = [(None, shift) for shift in output_unit(norms, self.run_probe)]
             elif unit == "gain":
                 self.pairs.units = [(None, shift_unit(norm)) for norm in norms]
+
+    def _mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Over the processes, so that all of them take the very same steps."""
+        mean: torch.Tensor = self.accelerator.reduce(values.to(self.accelerator.device), "mean")
+        return mean
 
     def before_optimizer_step(self) -> None:
         """Called by the trainer's callback."""

@@ -101,8 +101,9 @@ def fisher_information(
     generator = torch.Generator().manual_seed(seed)
 
     def note(number: int, h: torch.Tensor) -> torch.Tensor:
-        outputs.append((number, h if h.requires_grad else h.detach().requires_grad_()))
-        return outputs[-1][1] if h.requires_grad else outputs[-1][1].clone()  # which may be written to, as h may
+        leaf = h if h.requires_grad else h.detach().requires_grad_()
+        outputs.append((number, leaf))
+        return h if leaf is h else leaf.clone()  # which may be written to, as h may
 
     for run in runs:
         outputs.clear()
@@ -145,14 +146,14 @@ def fisher_units(
         gets the median unit of the others of its kind, 1 where there is none.
     """
     count = sum(f.numel() for both in information for f in both)
-    kinds = [[f + damping**2 * f.mean() for f in kind] for kind in zip(*information, strict=True)]
-    units = []
-    for kind in kinds:
-        known = [(2 / (count * f)).sqrt() for f in kind if f.mean() > 0]
-        usual = float(torch.cat(known).median()) if known else 1.0
-        rest = iter(known)
-        units.append([next(rest) if f.mean() > 0 else torch.full_like(f, usual) for f in kind])
-    return list(zip(*units, strict=True))
+    kinds = []
+    for kind in zip(*information, strict=True):
+        units = [(2 / (count * (f + damping**2 * f.mean()))).sqrt() for f in kind]
+        known = torch.cat(units)
+        known = known[known.isfinite()]
+        usual = known.median() if len(known) else known.new_ones(())
+        kinds.append([torch.where(unit.isfinite(), unit, usual) for unit in units])
+    return list(zip(*kinds, strict=True))
 
 
 def _seeing_outputs(norms: Sequence[nn.Module], see: Callable[[int, torch.Tensor], Any]) -> ExitStack:
