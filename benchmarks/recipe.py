@@ -24,10 +24,9 @@ from pathlib import Path
 from real_models import MODELS, model_folder
 
 from peft_dso import DSOConfig, DSOTrainer, DSOTrainerConfig
-from peft_dso.cli.train import evenly
 from peft_dso.evaluation import save_report, sweep
 from peft_dso.models import load_base
-from peft_dso.questions import load_questions, neutral_texts, split_occupations
+from peft_dso.questions import load_questions, neutral_texts, split_occupations, subset
 
 
 STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -40,7 +39,10 @@ def questions(task: str, most: int) -> tuple[list, dict[str, list]]:
     seen, held_out = split_occupations()
     train = load_questions(source, "train", occupations=seen, chat=chat)
     sets = {FRAMES: seen, OCCUPATIONS: held_out}
-    return train, {n: evenly(load_questions(source, "test", occupations=o, chat=chat), most) for n, o in sets.items()}
+    return train, {
+        name: subset(load_questions(source, "test", occupations=table, chat=chat), most, each_kind=True)
+        for name, table in sets.items()
+    }
 
 
 def measure(name: str, task: str, out: Path, most: int) -> dict:

@@ -80,6 +80,24 @@ def test_a_subset_has_the_same_share_of_everybody():
     assert subset(rows, None) == rows
 
 
+def test_a_small_subset_leaves_occupations_out_but_no_kind():
+    rows = pronoun_questions("test") + pronoun_questions("test", ambiguous=False)
+    for count in (40, 60):
+        few = subset(rows, count)
+        assert abs(len(few) - count) <= 12
+        assert {row["right"] is None for row in few} == {True, False}
+        assert len({row["occupation"] for row in few}) >= count / 4
+
+
+def test_a_subset_of_each_kind():
+    rows = pronoun_questions("test") + pronoun_questions("test", ambiguous=False)
+    ambiguous = [row["right"] is None for row in subset(rows, 200, each_kind=True)]
+    assert ambiguous == sorted(ambiguous, reverse=True)
+    assert abs(sum(ambiguous) - 200) <= 60 and abs(ambiguous.count(False) - 200) <= 60
+    with pytest.raises(ValueError, match="count=0"):
+        subset(rows, 0)
+
+
 def test_questions_of_a_file_are_divided():
     rows = [
         {**row, "group": frame}

@@ -17,7 +17,7 @@ def say(line: str) -> None:
 def chosen_questions(
     options: argparse.Namespace, split: str, sources: Optional[Sequence[str]] = None
 ) -> list[dict[str, Any]]:
-    from ..questions import OCCUPATIONS, load_occupations, load_questions
+    from ..questions import OCCUPATIONS, load_occupations, load_questions, subset
 
     table = list(OCCUPATIONS) if options.occupations is None else load_occupations(options.occupations)
     rows = [
@@ -31,7 +31,7 @@ def chosen_questions(
             chat=options.chat,
         )
     ]
-    return rows if options.limit is None else rows[:: max(1, len(rows) // options.limit)]
+    return subset(rows, options.limit)
 
 
 def shown_name(name: str) -> str:
@@ -104,4 +104,8 @@ def add_questions(parser: argparse.ArgumentParser, required: bool) -> None:
         help="of a builder: measure on one occupation in five alone, and train without them",
     )
     parser.add_argument("--chat", action="store_true", help="prompts as messages for an instruction-tuned model")
-    parser.add_argument("--limit", type=int, help="about how many questions to use, evenly spaced")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        help="about how many questions to use, in whole pairs",
+    )

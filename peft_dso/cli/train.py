@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
 
 def train_and_test(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
     """What to train on, and what to measure on: sets that are held out."""
-    from ..questions import hold_out
+    from ..questions import hold_out, subset
 
     builders = [source for source in options.questions if ":" not in source and not os.path.isfile(source)]
     files = [source for source in options.questions if source not in builders]
@@ -103,23 +103,7 @@ def train_and_test(options: argparse.Namespace) -> tuple[list[dict[str, Any]], d
     if options.test:
         test = chosen_questions(options, "test", options.test)
     name = "held-out occupations" if options.held_out_occupations else "held-out questions"
-    return train, {"the test set" if options.test else name: evenly(test, MEASURED)}
-
-
-def evenly(rows: Sequence[Mapping[str, Any]], most: int) -> list[dict[str, Any]]:
-    """About `most` ambiguous and as many unambiguous questions, whole pairs, spread evenly over the rows."""
-    chosen: list[dict[str, Any]] = []
-    for settled in (False, True):
-        pairs: dict[str, list[dict[str, Any]]] = {}
-        for number, row in enumerate(rows):
-            if (row.get("right") is not None) == settled:
-                pairs.setdefault(str(row.get("pair") or number), []).append(dict(row))
-        total = sum(map(len, pairs.values()))
-        every = max(1, round(total / most))
-        # Not every n-th pair: the frames of an occupation could be as many as a multiple of n.
-        kept = [pair for number, pair in enumerate(pairs.values()) if (number * 7919) % every == 0]
-        chosen += [row for pair in kept for row in pair]
-    return chosen
+    return train, {"the test set" if options.test else name: subset(test, MEASURED, each_kind=True)}
 
 
 def measured(model: Any, processor: Any, test: Any, strengths: Sequence[float], texts: Sequence[str]) -> Any:

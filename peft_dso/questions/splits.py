@@ -238,19 +238,32 @@ def hold_out(
     return train, test
 
 
-def subset(questions: Sequence[Mapping[str, Any]], count: Optional[int], seed: int = 0) -> list[dict[str, Any]]:
+def subset(
+    questions: Sequence[Mapping[str, Any]], count: Optional[int], seed: int = 0, each_kind: bool = False
+) -> list[dict[str, Any]]:
     """
     About `count` of some questions: of each occupation, and of ambiguous and unambiguous ones, the same share; whole
     pairs. The same ones every time.
 
     Args:
         questions (`Sequence[Mapping]`): questions.
-        count (`int`, *optional*): default all.
+        count (`int`, *optional*): default all. Fewer than there are occupations leave some of them out.
         seed (`int`, defaults to 0): of the draw.
+        each_kind (`bool`, defaults to `False`): about `count` ambiguous questions, and as many unambiguous ones.
 
     Returns:
-        `list[dict]`: in their order; at least one pair per occupation and kind.
+        `list[dict]`: in their order; with `each_kind` the ambiguous ones first.
+
+    Raises:
+        ValueError: `count` is below 1.
     """
+    if count is not None and count < 1:
+        raise ValueError(f"count={count}: it must be at least 1.")
+    if each_kind:
+        kinds: list[list[Mapping[str, Any]]] = [[], []]
+        for row in questions:
+            kinds[row.get("right") is not None].append(row)
+        return [row for kind in kinds for row in subset(kind, count, seed)]
     if count is None or count >= len(questions):
         return [dict(row) for row in questions]
     rng = random.Random(seed)
@@ -259,12 +272,15 @@ def subset(questions: Sequence[Mapping[str, Any]], count: Optional[int], seed: i
         stratum = strata.setdefault((row.get("right") is None, row["occupation"]), {})
         stratum.setdefault(str(row.get("pair") or number), []).append(number)
     kept: set[int] = set()
+    owed = 0.0  # where less than a pair is wanted of each, one stands for several
     for _, pairs in sorted(strata.items()):
         names = rng.sample(sorted(pairs), len(pairs))
         wanted, taken = count * sum(map(len, pairs.values())) / len(questions), 0
+        owed += wanted
         for name in names:
-            if taken and taken + len(pairs[name]) / 2 > wanted:
+            if taken + len(pairs[name]) / 2 > (wanted if taken else max(wanted, owed)):
                 break
             kept.update(pairs[name])
             taken += len(pairs[name])
+        owed -= taken
     return [dict(row) for number, row in enumerate(questions) if number in kept]
