@@ -5,10 +5,10 @@ huggingface_hub reads HF_ENDPOINT and HF_HUB_DISABLE_XET when it is imported.
 
 import os
 import shutil
-import socket
 import tempfile
 
 from hub_server import serve
+from hub_server.faults import answer, cut, is_commit, is_upload
 
 
 SERVER = serve()
@@ -160,34 +160,6 @@ def test_questions_from_a_dataset_repository(tmp_path):
         load_winobias("hf://datasets/user/sentences/sets/other.txt")
     with pytest.raises(ValueError, match="not of the form hf://datasets/OWNER/NAME"):
         load_winobias("hf://user/sentences")
-
-
-def cut(h):
-    """The connection ends without an answer."""
-    h.connection.shutdown(socket.SHUT_RDWR)
-    h.close_connection = True
-    return True
-
-
-def is_upload(h):
-    return h.path.startswith(("/lfs/", "/cas/v1/xorbs")) and h.command in ("PUT", "POST")
-
-
-def answer(status, message, when, times=10**9, headers=None):
-    left = [times]
-
-    def fault(h):
-        if left[0] <= 0 or not when(h):
-            return False
-        left[0] -= 1
-        h.reply(status, {"error": message}, {"X-Error-Message": message, **(headers or {})})
-        return True
-
-    return fault
-
-
-def is_commit(h):
-    return "/commit/" in h.path
 
 
 @pytest.mark.parametrize(
