@@ -1,8 +1,9 @@
 """The pieces that the vision example makes itself; its stages are DSOTrainer and sweep, which have their own tests."""
 
-import importlib.util
+import importlib
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,13 +11,16 @@ from peft_dso.questions import check_questions
 from peft_dso.scoring import encode_row, pictured_inputs
 
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
 @pytest.fixture(scope="module")
 def example():
-    path = Path(__file__).parents[1] / "examples" / "debias_vlm.py"
-    spec = importlib.util.spec_from_file_location("debias_vlm_example", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        base, people = importlib.import_module("small_vlm.base"), importlib.import_module("small_vlm.people")
+        importlib.import_module("debias_vlm")
+    return SimpleNamespace(**vars(people), **{k: v for k, v in vars(base).items() if k not in vars(people)})
 
 
 def test_the_processor_knows_every_word_and_the_model_reads_the_picture(example):

@@ -10,6 +10,12 @@ from trl import RLOOConfig
 
 
 FISHER_RATE = 0.028  # the learning rate in units of what a step costs
+CHOICES = {
+    "rollouts": ("enumerate", "sample"),
+    "training_strength": ("one", "uniform"),
+    "kl_target": ("fair", "base"),
+    "step_unit": ("fisher", "output", "gain", "plain"),
+}
 
 
 @dataclass
@@ -176,44 +182,11 @@ class DSOTrainerConfig(RLOOConfig):
     )
 
     def __post_init__(self) -> None:
-        if self.rollouts not in ("enumerate", "sample"):
-            raise ValueError(f"rollouts={self.rollouts!r}: choose 'enumerate' or 'sample'.")
-        if self.training_strength not in ("one", "uniform"):
-            raise ValueError(f"training_strength={self.training_strength!r}: choose 'one' or 'uniform'.")
-        if self.questions_per_occupation < 1:
-            raise ValueError(f"questions_per_occupation={self.questions_per_occupation}: at least 1.")
-        if self.warm_start and not self.reward_memory:
-            raise ValueError(
-                "warm_start=True needs reward_memory above 0: without memory the counts are lost at once."
-            )
-        if self.kl_target not in ("fair", "base"):
-            raise ValueError(f"kl_target={self.kl_target!r}: choose 'fair' or 'base'.")
-        if self.step_unit not in ("fisher", "output", "gain", "plain"):
-            raise ValueError(f"step_unit={self.step_unit!r}: choose 'fisher', 'output', 'gain' or 'plain'.")
+        self._check()
         if self.learning_rate is None:
             self.learning_rate = FISHER_RATE if self.step_unit == "fisher" else 3e-3
-        for name in ("max_kl", "max_kl_ratio", "max_neutral_kl"):
-            cap = getattr(self, name)
-            if cap is not None and not cap > 0:
-                raise ValueError(f"{name}={cap!r}: a cap above 0, or None for none.")
         if self.max_kl is not None and not self.beta:
             self.beta = 1e-6  # TRL leaves the reference out at exactly 0, and the cap would never bind
-        if not 0 <= self.question_share <= 1:
-            raise ValueError(f"question_share={self.question_share!r}: a share in [0, 1].")
-        if not 0 < self.l1_until <= 1:
-            raise ValueError(f"l1_until={self.l1_until!r}: above 0 and at most 1.")
-        if not self.decoding_temperatures or not all(0 < t <= 1 for t in self.decoding_temperatures):
-            raise ValueError(
-                f"decoding_temperatures={self.decoding_temperatures!r}: at least one, each above 0 and at most 1."
-            )
-        for name in ("kl_rate", "retain_coef", "neutral_coef", "l1_coef", "beta", "stop_bias"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: at least 0.")
-        if self.push_to_hub and self.hub_strategy != "end":
-            raise ValueError(
-                f"hub_strategy={self.hub_strategy!r} would push the pickles of a checkpoint. Use 'end', which pushes "
-                "the adapter alone."
-            )
         if not torch.accelerator.is_available():
             self.use_cpu = True  # where there is nothing else; TRL's defaults would refuse
         if self.use_cpu and getattr(self, "bf16", None) is None:
@@ -222,19 +195,55 @@ class DSOTrainerConfig(RLOOConfig):
             # Nothing is generated and no answer is drawn several times: what TRL asks of both must not refuse a batch.
             self.steps_per_generation, self.generation_batch_size = 2, None
             self.num_generations, self.num_generations_eval = 2, 1
-            if self.per_device_train_batch_size % self.questions_per_occupation:
-                raise ValueError(
-                    f"per_device_train_batch_size={self.per_device_train_batch_size} is not a multiple of "
-                    f"questions_per_occupation={self.questions_per_occupation}: a batch is made of whole occupations."
-                )
-            if self.num_iterations != 1:
-                raise ValueError(
-                    f"num_iterations={self.num_iterations}: the exact expectation is taken once per step."
-                )
         super().__post_init__()
         if self.rollouts == "enumerate":  # each step has a batch of its own
             self.steps_per_generation = 1
             self.generation_batch_size = self.per_device_train_batch_size * self.world_size
+
+    def _check(self) -> None:
+        """Refuse what is no setting, by its name."""
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(map(repr, choices))}.")
+        for name in ("kl_rate", "retain_coef", "neutral_coef", "l1_coef", "beta", "stop_bias"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: at least 0.")
+        for name in ("max_kl", "max_kl_ratio", "max_neutral_kl"):
+            cap = getattr(self, name)
+            if cap is not None and not cap > 0:
+                raise ValueError(f"{name}={cap!r}: a cap above 0, or None for none.")
+        if not 0 <= self.question_share <= 1:
+            raise ValueError(f"question_share={self.question_share!r}: a share in [0, 1].")
+        if not 0 < self.l1_until <= 1:
+            raise ValueError(f"l1_until={self.l1_until!r}: above 0 and at most 1.")
+        if not self.decoding_temperatures or not all(0 < t <= 1 for t in self.decoding_temperatures):
+            raise ValueError(
+                f"decoding_temperatures={self.decoding_temperatures!r}: at least one, each above 0 and at most 1."
+            )
+        if self.warm_start and not self.reward_memory:
+            raise ValueError(
+                "warm_start=True needs reward_memory above 0: without memory the counts are lost at once."
+            )
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise ValueError(
+                f"hub_strategy={self.hub_strategy!r} would push the pickles of a checkpoint. Use 'end', which pushes "
+                "the adapter alone."
+            )
+        self._check_batch()
+
+    def _check_batch(self) -> None:
+        """Refuse a batch that is not made of whole occupations."""
+        if self.questions_per_occupation < 1:
+            raise ValueError(f"questions_per_occupation={self.questions_per_occupation}: at least 1.")
+        if self.rollouts != "enumerate":
+            return
+        if self.per_device_train_batch_size % self.questions_per_occupation:
+            raise ValueError(
+                f"per_device_train_batch_size={self.per_device_train_batch_size} is not a multiple of "
+                f"questions_per_occupation={self.questions_per_occupation}: a batch is made of whole occupations."
+            )
+        if self.num_iterations != 1:
+            raise ValueError(f"num_iterations={self.num_iterations}: the exact expectation is taken once per step.")
 
 
 def cpu_bf16_is_fast() -> bool:
