@@ -26,7 +26,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from ..objective import kl_divergence
 from ..questions import check_questions, neutral_texts, trainable_groups
-from ..scoring import EncodedQuestion, Scores, encode_row, evaluating, reads_tries, score_batch
+from ..scoring import EncodedQuestion, Scores, encode_row, evaluating, first_tokens, reads_tries, score_batch
 from ..training.adapter import PairSteps, adapter_layers
 from ..training.config import FISHER_RATE, cpu_bf16_is_fast
 from ..training.objective import PROBE_TEXTS
@@ -221,11 +221,10 @@ def _train(
 
 def _units(fitted: PeftModel, processor: Any) -> list[tuple[nn.Parameter, torch.Tensor]]:
     """Slopes and shifts with their units, those of DSO's trainer."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    texts = [tokenizer(text)["input_ids"][:32] for text in neutral_texts("train")[:PROBE_TEXTS]]
+    texts = [first_tokens(processor, text, 32) for text in neutral_texts("train")[:PROBE_TEXTS]]
     pairs = PairSteps(adapter_layers(fitted), l1_coef=0.0, l1_until=1.0)
     with evaluating(fitted), fitted.disable_adapter():
-        runs = (partial(next_token_log_probs, fitted, text) for text in texts if text)
+        runs = (partial(next_token_log_probs, fitted, text) for text in texts if len(text) > 1)
         pairs.units = fisher_units(fisher_information(pairs.norms, runs))
     return list(pairs.scaled())
 

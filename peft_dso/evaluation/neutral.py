@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..objective.penalties import kl_divergence
-from ..scoring import evaluating
+from ..scoring import evaluating, first_tokens
 from .answered import NeutralCost
 from .knob import Knob, knob_of
 
@@ -19,7 +19,7 @@ LONGEST = 256  # tokens of a text that are read: short texts are meant
 
 
 def _token_ids(tokenizer: Any, text: str, longest: int) -> tuple[int, ...]:
-    ids = tuple(tokenizer(text)["input_ids"])[:longest]
+    ids = first_tokens(tokenizer, text, longest)
     if len(ids) < 2:
         raise ValueError(f"The neutral text {text!r} has {len(ids)} tokens: at least two are needed.")
     return ids

@@ -24,7 +24,7 @@ from .prompts import row_images, with_images
 from .reading import check_readable, evaluating, input_device, positions_limit
 from .score import Prepared, prepare, score, score_batch, score_prepared
 from .terms import AnswerTerms, Term, answer_terms
-from .tokens import continuations
+from .tokens import continuations, first_tokens
 from .tries import reads_tries
 
 
@@ -44,6 +44,7 @@ __all__ = [
     "encode_question",
     "encode_row",
     "evaluating",
+    "first_tokens",
     "input_device",
     "lay_out",
     "lay_out_pictured",

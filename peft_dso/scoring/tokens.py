@@ -52,6 +52,21 @@ def continuations(tokenizer: Any, prompt: str, answers: Sequence[str]) -> list[A
     ]
 
 
+def first_tokens(processor: Any, text: str, most: int) -> Tokens:
+    """
+    The first tokens of a text about nobody, as a model reads it.
+
+    Args:
+        processor (`PreTrainedTokenizerBase` or `ProcessorMixin`): a tokenizer, or a processor with one.
+        text (`str`): the text.
+        most (`int`): at most so many.
+
+    Returns:
+        `tuple[int, ...]`: with the special tokens that stand before it.
+    """
+    return tuple(getattr(processor, "tokenizer", processor)(text)["input_ids"][:most])
+
+
 def with_special_tokens(tokenizer: Any, text: str, tokens: Tokens) -> Tokens:
     """The tokens of a text with what the tokenizer adds before them; what it closes a text with is left off."""
     full = tuple(tokenizer(text)["input_ids"])

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..objective import EnumeratedReward, FairnessReward
 from ..questions import check_questions, trainable_groups
 from ..questions import neutral_texts as package_texts
+from ..scoring import first_tokens
 from ..tuner import set_steering_strength, steering_strength
 from .adapter import (
     PairSteps,
@@ -177,9 +178,8 @@ class DSOTrainer(SteppingTrainer):
         """The tokens of the neutral texts, none where they do not count."""
         if not self.args.neutral_coef or self.args.rollouts != "enumerate":
             return []
-        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
         most = self.args.neutral_tokens
-        found = [tuple(tokenizer(text)["input_ids"][:most]) for text in texts or package_texts("train")]
+        found = [first_tokens(self.processing_class, text, most) for text in texts or package_texts("train")]
         return [tokens for tokens in found if len(tokens) > 1]
 
     # --- data --------------------------------------------------------------------------------------------------------
