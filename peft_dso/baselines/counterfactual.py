@@ -22,7 +22,7 @@ from typing import Any, Optional
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import get_cosine_schedule_with_warmup
+from transformers import PreTrainedConfig, PreTrainedModel, get_cosine_schedule_with_warmup
 
 from ..objective import kl_divergence
 from ..questions import check_questions, neutral_texts, trainable_groups
@@ -67,9 +67,22 @@ def counterfactual_loss(log_p: torch.Tensor, group: torch.Tensor, count: int, ta
 
 
 def language_projections(model: nn.Module) -> list[str]:
-    """All linear layers of the language backbone but the output embeddings."""
+    """
+    All linear layers of the language backbone but the output embeddings: of a composite model those inside the model
+    that carries the text configuration, so without what projects pictures into it.
+    """
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
-    return [n for n, m in projections(model).items() if m is not head and in_language_backbone(model, n)]
+    names = [n for n, m in projections(model).items() if m is not head and in_language_backbone(model, n)]
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if isinstance(config, PreTrainedConfig) else config
+    if text is config:
+        return names
+    backbones = tuple(
+        f"{name}."
+        for name, module in model.named_modules()
+        if name and isinstance(module, PreTrainedModel) and type(module.config) is type(text)
+    )
+    return [n for n in names if n.startswith(backbones)] if backbones else names
 
 
 def _add_adapter(model: Any, adapter: str, rank: int, lora_alpha: int, dropout: float) -> PeftModel:
