@@ -116,6 +116,4 @@ def test_every_method_is_fitted_on_pictures_and_steers_the_language_backbone_alo
     assert torch.allclose(said[0.0], base, atol=1e-5)
     assert (said[1.0] - base).abs().max() > 1e-4
     (results,) = sweep(fitted, processor, {"test": QUESTIONS}, (0, 1)).sets.values()
-    letters = [processor.tokenizer.convert_tokens_to_ids(answer) for answer in row["answers"]]
     assert results[0].measures["kl"].value == 0 and results[1].measures["kl"].value > 0
-    assert results[1].measures["abstention"].value >= 0 and len(set(letters)) == 2
