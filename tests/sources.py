@@ -17,7 +17,8 @@ def fetched_sources(package, folder):
     if fetched.returncode or not archives:
         pytest.skip(f"the sources of {wanted} cannot be had here")
     with tarfile.open(archives[0]) as archive:
-        archive.extractall(folder, filter="data")
+        safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not before Python 3.11.4
+        archive.extractall(folder, **safe)
     (root,) = (path for path in folder.glob(f"{package}-*") if path.is_dir())
     (root / "tests" / "__init__.py").touch()
     return root

@@ -206,7 +206,6 @@ def test_settings_out_of_range_are_refused():
         (fit_iti, {"heads": 5}, "4 heads"),
         (fit_linear_act, {"at": "first"}, "'first'"),
         (fit_lineas, {"batch_size": 2}, "four texts"),
-        (fit_lineas, {"batch_size": 99}, "fewer than"),
         (fit_lineas, {"optimizer": "lion", "batch_size": 8}, "'lion'"),
         (fit_counterfactual, {"adapter": "ia3"}, "'ia3'"),
         (fit_counterfactual, {"batch_size": 9}, "multiple"),

@@ -23,10 +23,11 @@ from safetensors.torch import load_file
 
 from ..evaluation import Report, load_report, save_report, sweep
 from ..questions import OCCUPATIONS, Occupation
+from ..tuner.sites import fingerprint
 from .adapters import biases_meant
-from .methods import Method, chosen_methods
-from .parts import Parts, check_model, check_parts
-from .prompting import choose_prompt, prompts
+from .methods import METHODS, Method, chosen_methods
+from .parts import Parts, check_model, check_parts, digest
+from .prompting import WORDINGS, choose_prompt, prompts
 
 
 Load = Callable[[], tuple[Any, Any]]
@@ -44,11 +45,13 @@ class Fit:
         seconds (`float`): wall-clock time.
         parameters (`int`): values of the adapter that are not zero.
         note (`str`): what was chosen, in words.
+        seed (`int`): of the fit.
     """
 
     seconds: float
     parameters: int
     note: str = ""
+    seed: int = 0
 
 
 @dataclass
@@ -101,7 +104,8 @@ def compare(
         progress (`bool`, defaults to `False`): progress bars of the measurements.
 
     Returns:
-        `Comparison`: what was found; a method that fails is among its `failures`, and the others go on.
+        `Comparison`: what was found, in this call and by earlier ones in the folder; a method that fails is among its
+        `failures`, and the others go on.
 
     Raises:
         ValueError: a method is unknown, the questions or the model cannot be compared on, or the folder holds another
@@ -113,6 +117,7 @@ def compare(
     check_parts(parts, chosen, occupations)
     model, processor = load()
     check_model(model, processor, parts, chosen)
+    base = {**fingerprint(model), "dtype": str(model.dtype), "weights": _weights(model)}
     del model
     folder = Path(out)
     changes = {name: dict(value) for name, value in (settings or {}).items()}
@@ -123,7 +128,16 @@ def compare(
         "neutral texts": len(neutral or ()),
     }
     found = Comparison(description={**(description or {}), **counted})
-    _claim(folder, parts, neutral, {"description": dict(description or {})})
+    _claim(
+        folder,
+        {
+            "description": dict(description or {}),
+            "base": base,
+            **{name: digest(rows) for name, rows in vars(parts).items()},
+            "neutral": digest(list(neutral or ())),
+            "occupations": digest([vars(occupation) for occupation in occupations]),
+        },
+    )
     work = _Work(load, parts, folder, neutral, occupations, say, progress)
     jobs = [(method, seed) for method in chosen for seed in range(seeds if method.fit else 1)]
     for number, (method, seed) in enumerate(jobs):
@@ -137,25 +151,31 @@ def compare(
         except MENDABLE as error:
             found.failures[label] = f"{type(error).__name__}: {error}"
             say(f"    failed: {found.failures[label]}")
+    for method in METHODS.values():
+        if method not in chosen:
+            work.found_before(method, found)
     return found
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def _weights(model: Any) -> str:
+    """Sixteen letters that stand for the weights of a model: for some values of each."""
+    seen = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "meta":
+            some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
+            seen.update(name.encode() + some.float().cpu().numpy().tobytes())
+    return seen.hexdigest()[:16]
 
 
-def _claim(folder: Path, parts: Parts, neutral: Optional[Sequence[str]], described: dict[str, Any]) -> None:
+def _claim(folder: Path, mark: dict[str, Any]) -> None:
     """Note what the folder's fits are of, or refuse a folder whose fits are of something else."""
-    asked = {name: [[r["prompt"], r["answers"], r["meanings"]] for r in rows] for name, rows in vars(parts).items()}
-    mark = {
-        **described,
-        **{name: _digest(rows) for name, rows in asked.items()},
-        "neutral": _digest(list(neutral or ())),
-    }
     path = folder / "comparison.json"
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        differing = [key for key in mark if before.get(key) != json.loads(json.dumps(mark[key]))]
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            differing = [key for key in mark if before.get(key) != json.loads(json.dumps(mark[key]))]
+        except (ValueError, AttributeError):
+            raise ValueError(f"{path} is not a record of a comparison. Give another folder, or delete it.") from None
         if differing:
             raise ValueError(
                 f"{folder} holds a comparison that differs in {', '.join(differing)}: its fits would not be of these "
@@ -197,6 +217,29 @@ class _Work:
         found.reports.setdefault(method.name, []).append(report)
         found.fits.setdefault(method.name, []).append(fit)
 
+    def found_before(self, method: Method, found: Comparison) -> None:
+        """Take in what an earlier comparison in the folder has measured of a method that is not asked for now."""
+        if method.fit is None:
+            folder = self.folder / method.name
+            if (folder / "fit.json").is_file():
+                chosen = json.loads((folder / "fit.json").read_text(encoding="utf-8"))["chosen"]
+                for wording in WORDINGS:
+                    if (folder / f"{wording}.json").is_file():
+                        self._take_wording(method, wording, chosen, load_report(folder / f"{wording}.json"), found)
+            return
+        for folder in (self.folder / method.name, *sorted(self.folder.glob(f"{method.name}-seed*"))):
+            if (folder / "fit.json").is_file() and (folder / "report.json").is_file():
+                noted = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
+                found.reports.setdefault(method.name, []).append(load_report(folder / "report.json"))
+                found.fits.setdefault(method.name, []).append(Fit(**noted["fit"]))
+                self.say(f"{folder.name}: from an earlier comparison")
+
+    @staticmethod
+    def _take_wording(method: Method, wording: str, chosen: str, report: Report, found: Comparison) -> None:
+        note = "chosen on the validation part" if wording == chosen else ""
+        found.reports[f"{method.name}: {wording}"] = [report]
+        found.fits[f"{method.name}: {wording}"] = [Fit(0.0, 0, note)]
+
     def _fitted(self, method: Method, folder: Path, seed: int, settings: dict[str, Any]) -> Fit:
         """The record of the fit in a folder; it is fitted first where there is none."""
         path = folder / "fit.json"
@@ -232,7 +275,7 @@ class _Work:
             fitted.save_pretrained(unfinished)
         vectors = load_file(unfinished / SAFETENSORS_WEIGHTS_NAME)
         note = next((line for line in reversed(lines) if line.startswith("chose")), "")
-        fit = Fit(round(seconds, 1), sum(int(v.count_nonzero()) for v in vectors.values()), note)
+        fit = Fit(round(seconds, 1), sum(int(v.count_nonzero()) for v in vectors.values()), note, seed)
         noted = {"fit": asdict(fit), "made_with": made_with}
         (unfinished / "fit.json").write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -247,7 +290,7 @@ class _Work:
     def prompt(self, method: Method, found: Comparison) -> None:
         """Measure the wordings, and mark the one that validates best."""
         model, processor = self.load()
-        knobs = prompts(processor, self.parts.train)
+        knobs = prompts(processor, self.parts.train, occupations=self.occupations)
         folder = self.folder / method.name
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "fit.json"
@@ -266,6 +309,4 @@ class _Work:
                 self.say(f"    {knob.name}")
                 report = self._measured(model, processor, method.strengths, knob)
                 save_report(report, report_path)
-            note = "chosen on the validation part" if knob.name == chosen else ""
-            found.reports[f"{method.name}: {knob.name}"] = [report]
-            found.fits[f"{method.name}: {knob.name}"] = [Fit(0.0, 0, note)]
+            self._take_wording(method, knob.name, chosen, report, found)

@@ -160,13 +160,13 @@ def balanced(
     for number, row in enumerate(rows):
         by_name = types.setdefault(pro_gender(row, majorities), {})
         by_name.setdefault(row["occupation"], []).append(number)
-    known = {majority: by_name for majority, by_name in types.items() if majority}
+    known = {majority: by_name for majority, by_name in types.items() if majority} or _by_answer(rows)
     if len(known) == 1:
         raise ValueError(
-            f"All occupations are mostly {next(iter(known))}: the pro answer is the same everywhere, and a contrast "
-            "would be just that answer. Give occupations of both majorities."
+            f"All occupations are mostly {next(iter(known)).strip()}: the pro answer is the same everywhere, and a "
+            "contrast would be just that answer. Give occupations of both majorities."
         )
-    known = known or types  # of pictures and occupations of one's own the majority need not be known
+    known = known or types  # of pictures the majority need not be known: the answers are letters
     fewest = min(map(len, known.values()))
     kept = {name: found for by_name in known.values() for name, found in _drawn(by_name, fewest, rng)}
     places = _places(rows)
@@ -190,6 +190,20 @@ def balanced(
             ordered = sorted(numbers, key=lambda n: rank[str(rows[n].get("pair") or n)])
             chosen += ordered[: each // len(by_place)]
     return [rows[n] for n in sorted(chosen)]
+
+
+def _by_answer(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
+    """
+    Questions by their pro answer and occupation, where all have the same answers and each occupation one pro answer
+    ("lazy" or "diligent"); nothing otherwise.
+    """
+    found: dict[str, dict[str, list[int]]] = {}
+    for number, row in enumerate(rows):
+        pro = row["answers"][row["meanings"].index("pro")]
+        found.setdefault(pro, {}).setdefault(row["occupation"], []).append(number)
+    closed = len({tuple(sorted(row["answers"])) for row in rows}) == 1
+    names = [name for by_name in found.values() for name in by_name]
+    return found if closed and len(names) == len(set(names)) else {}
 
 
 def _drawn(by_name: Mapping[str, list[int]], count: int, rng: random.Random) -> list[tuple[str, list[int]]]:

@@ -129,7 +129,8 @@ def fit_lineas(
             texts, the target the positive ones of the same questions.
         at (`str`, defaults to `"mean"`): a text's value is the `"mean"` over its tokens, or that of its `"last"` one.
         steps (`int`, defaults to 200): of the optimizer. The original takes 1,000, and says that 10,000 overfit.
-        batch_size (`int`, defaults to 32): questions per step, 4 at least, drawn anew when all have been seen.
+        batch_size (`int`, defaults to 32): questions per step, 4 at least, drawn anew when all have been seen; all of
+            them where there are fewer.
         optimizer (`str`, defaults to `"adam"`): `"adam"` with betas 0.9 and 0.9, or `"sgd"`: the original's
             configuration files have the one, its text the other. Plain steps are in proportion to the activations,
             and leave models whose norms say little (SmolLM2) where they are.
@@ -157,8 +158,7 @@ def fit_lineas(
         raise ValueError(f"{steps=}, {batch_size=}, {l1=}, {group=}: at least one step of four texts, weights of 0.")
     check_bare(model)
     texts = contrast_of(processor, questions, contrast, pairs=pairs, occupations=occupations, seed=seed)
-    if len(texts.positive) < batch_size:
-        raise ValueError(f"{len(texts.positive)} pairs of texts are fewer than batch_size={batch_size}.")
+    batch_size = min(batch_size, len(texts.positive))
     fitted = add_pairs(model, [site.name for site in find_sites(model)])
     modules = {name: fitted.base_model.model.get_submodule(name) for name in pairs_of(fitted)}
     modules = {name: modules[name] for name in run_order(fitted, modules, texts.positive[0])}

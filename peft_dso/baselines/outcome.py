@@ -179,13 +179,13 @@ def records_of_comparison(comparison: Comparison) -> list[Record]:
     for name, reports in comparison.reports.items():
         add(name, {key: averaged(reports, key) for key in reports[0].sets})
         if len(reports) > 1:
-            for seed, report in enumerate(reports):
-                add(f"{name}-seed{seed}", report.sets)
+            for fit, report in zip(comparison.fits[name], reports, strict=True):
+                add(f"{name}-seed{fit.seed}", report.sets)
         fits = comparison.fits[name]
         for key, values in (
             ("fit_seconds", [fit.seconds for fit in fits]),
             ("parameters", [float(fit.parameters) for fit in fits]),
         ):
-            spread = _spread(np.array(values)) if len(fits) > 1 else math.nan
+            spread = _spread(np.array(values)) / math.sqrt(len(fits)) if len(fits) > 1 else math.nan
             found.append(Record("fit", 1.0, key, float(np.mean(values)), spread, len(fits), name))
     return found

@@ -5,6 +5,8 @@ fitted.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -40,6 +42,22 @@ class Parts:
     test: Rows
 
 
+def question_key(row: Mapping[str, Any]) -> str:
+    """What makes a question the same as another: what the model reads, who it is about, and the answers."""
+    return digest([row["prompt"], row_images(row), row["occupation"], sorted(row["answers"])])
+
+
+def digest(value: Any) -> str:
+    """Sixteen letters that stand for a value; pictures by what they show."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_shown).encode()).hexdigest()[:16]
+
+
+def _shown(value: Any) -> Any:
+    if hasattr(value, "tobytes"):
+        return [str(getattr(value, "size", "")), hashlib.sha256(value.tobytes()).hexdigest()]
+    return list(value) if isinstance(value, (tuple, set, frozenset)) else str(value)
+
+
 def parts_of(
     train: Sequence[Mapping[str, Any]],
     validation: Sequence[Mapping[str, Any]],
@@ -47,9 +65,11 @@ def parts_of(
     *,
     measured: Optional[int] = None,
     validated: Optional[int] = None,
+    occupations: bool = False,
 ) -> Parts:
     """
-    Put the parts together. Questions from a file, which is the same in every split, are divided here.
+    Put the parts together. Questions that stand in `train` and in `test`, as those of a file do, which is the same in
+    every split, are divided here.
 
     Args:
         train (`Sequence[Mapping]`): to fit on.
@@ -58,6 +78,7 @@ def parts_of(
         measured (`int`, *optional*): about how many of the test questions to use (see [`~peft_dso.questions.subset`]);
             default all.
         validated (`int`, *optional*): the same for the validation questions.
+        occupations (`bool`, defaults to `False`): divide by whole occupations (see [`~peft_dso.questions.hold_out`]).
 
     Returns:
         `Parts`: the parts.
@@ -65,11 +86,16 @@ def parts_of(
     Raises:
         ValueError: there are too few questions to divide.
     """
-    asked = [row["prompt"] for row in train]
-    if asked == [row["prompt"] for row in test]:
-        rest, held = hold_out(train, 0.25)
-        fitted, chosen = hold_out(rest, 0.2, seed=1)
-        train, validation, test = fitted, chosen, held
+    asked = {question_key(row) for row in test}
+    common = [row for row in train if question_key(row) in asked]
+    if common:
+        rest, held = hold_out(common, 0.25, occupations=occupations)
+        fitted, chosen = hold_out(rest, 0.2, occupations=occupations, seed=1)
+        divided = {question_key(row) for row in common}
+        train, validation, test = (
+            [*(row for row in rows if question_key(row) not in divided), *part]
+            for rows, part in ((train, fitted), (validation, chosen), (test, held))
+        )
     return Parts([dict(row) for row in train], subset(validation, validated), subset(test, measured))
 
 
@@ -92,6 +118,13 @@ def check_parts(parts: Parts, methods: Sequence[Method], occupations: Sequence[O
             fit_rows(rows)
         except ValueError as error:
             raise ValueError(f"The {name} part of the questions is of no use for a comparison: {error}") from None
+    keys = {name: {question_key(row) for row in getattr(parts, name)} for name in ("train", "validation", "test")}
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        if both := len(keys[one] & keys[other]):
+            raise ValueError(
+                f"{both} questions stand in the {one} part and in the {other} part: a method would be judged on what "
+                "it was fitted or chosen on. Give each part questions of its own."
+            )
     if any(method.contrasts for method in methods):
         pairs = balanced(parts.train, occupations=occupations)
         if len(pairs) < LEAST_PAIRS:

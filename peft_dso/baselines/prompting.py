@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
 from ..evaluation import Prompting
-from ..questions import OCCUPATIONS
+from ..questions import OCCUPATIONS, Occupation
 from .contrasts import balanced, majorities_of, pro_gender
 from .validation import Validation, validate
 from .wordings import FAIRNESS, neutral_text, with_preamble, with_request
@@ -28,7 +28,12 @@ ROLE = (
 WORDINGS = ("request", "preamble", "role", "few-shot", "neutral")
 
 
-def few_shot_text(questions: Sequence[Mapping[str, Any]], examples: int = 8, seed: int = 0) -> str:
+def few_shot_text(
+    questions: Sequence[Mapping[str, Any]],
+    examples: int = 8,
+    seed: int = 0,
+    occupations: Sequence[Occupation] = OCCUPATIONS,
+) -> str:
     """
     Answered questions, half of them with the pro and half with the anti answer, one per line.
 
@@ -36,6 +41,7 @@ def few_shot_text(questions: Sequence[Mapping[str, Any]], examples: int = 8, see
         questions (`Sequence[Mapping]`): ambiguous ones with prompts of plain text.
         examples (`int`, defaults to 8): how many, even.
         seed (`int`, defaults to 0): of the draw.
+        occupations (`Sequence[Occupation]`): who knows the majority where the answers do not say a gender.
 
     Returns:
         `str`: the text to put before a question.
@@ -43,12 +49,12 @@ def few_shot_text(questions: Sequence[Mapping[str, Any]], examples: int = 8, see
     Raises:
         ValueError: a prompt is a list of messages, or there are too few questions.
     """
-    rows = balanced(questions, examples, seed=seed)
+    rows = balanced(questions, examples, occupations=occupations, seed=seed)
     if any(not isinstance(row["prompt"], str) for row in rows):
         raise ValueError("The few-shot wording continues plain text; of messages use the other wordings.")
     by_majority: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        by_majority.setdefault(pro_gender(row, majorities_of(OCCUPATIONS)), []).append(row)
+        by_majority.setdefault(pro_gender(row, majorities_of(occupations)), []).append(row)
     rng = random.Random(seed)
     each = examples // len(by_majority)
     if each < 2 or each % 2 or any(len(found) < each for found in by_majority.values()):
@@ -67,6 +73,7 @@ def prompts(
     questions: Sequence[Mapping[str, Any]] = (),
     wordings: Optional[Sequence[str]] = None,
     *,
+    occupations: Sequence[Occupation] = OCCUPATIONS,
     seed: int = 0,
 ) -> list[Prompting]:
     """
@@ -76,6 +83,7 @@ def prompts(
         processor (`PreTrainedTokenizerBase` or `ProcessorMixin`): the model's.
         questions (`Sequence[Mapping]`, *optional*): where the examples of `"few-shot"` come from.
         wordings (`Sequence[str]`, *optional*): of `WORDINGS`; default all, `"few-shot"` where it is possible.
+        occupations (`Sequence[Occupation]`): who knows the majority where the answers do not say a gender.
         seed (`int`, defaults to 0): of the draw of the examples.
 
     Returns:
@@ -91,7 +99,7 @@ def prompts(
     for name in wordings or WORDINGS:
         if name == "few-shot":
             try:
-                text = few_shot_text(questions, seed=seed)
+                text = few_shot_text(questions, seed=seed, occupations=occupations)
             except ValueError:
                 if wordings is not None:
                     raise
@@ -100,8 +108,13 @@ def prompts(
         elif name == "request":
             found.append(Prompting(lambda row: with_request(row, REQUEST), name, REQUEST))
         else:
-            text = {"preamble": FAIRNESS, "role": ROLE}.get(name) or neutral_text(processor, FAIRNESS)
+            text = {"preamble": FAIRNESS, "role": ROLE}.get(name) or ""
             found.append(Prompting(_before(text), name, text))
+    for number, knob in enumerate(found):
+        if knob.name == "neutral":
+            longest = max((FAIRNESS, *(other.system_instruction or "" for other in found)), key=len)
+            text = neutral_text(processor, longest)
+            found[number] = Prompting(_before(text), "neutral", text)
     return found
 
 

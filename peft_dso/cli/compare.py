@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
         *(chosen_questions(options, split) for split in ("train", "validation", "test")),
         measured=measured,
         validated=measured and max(1, measured // 2),
+        occupations=options.held_out_occupations,
     )
     texts = neutral_texts("test")[: options.neutral_texts]
     name = shown_name(options.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,12 +114,18 @@ def measured(model: Any, processor: Any, test: Any, strengths: Sequence[float], 
 
 
 def shows_bias(result: Any) -> bool:
-    """Whether a base's bias, from probabilities or first choices, stands out from its floor."""
-    return any(
-        result.measures[f"{name}_corrected"].value > 2 * result.measures[name].standard_error
-        for name in ("bias", "bias_first_choice")
-        if f"{name}_corrected" in result.measures
-    )
+    """
+    Whether a base's bias, from probabilities or first choices, stands out from its floor; also where that cannot be
+    told, because no occupation has two questions.
+    """
+    measures = result.measures
+    for name in ("bias", "bias_first_choice"):
+        above = measures[f"{name}_corrected"].value if f"{name}_corrected" in measures else 0.0
+        if math.isnan(above) and not math.isnan(measures[name].value):
+            return True
+        if above > 2 * measures[name].standard_error:
+            return True
+    return False
 
 
 def table(report: Any) -> str:

@@ -44,7 +44,7 @@ def per_occupation_bias(
     leans = drawn.means[seen]
     # |.| folds what is measured near 0, and the measured lean is larger than the true one by its own spread: the draws
     # are put around a lean shrunk by a quarter of that (in squares), which simulations show to be about right.
-    deviations = drawn.deviations[:, seen]
+    deviations = _lent(drawn.deviations[:, seen], drawn.pairs[seen])
     noise, size = (deviations**2).mean(axis=0).sum(axis=-1), (leans**2).sum(axis=-1)
     kept = np.sqrt(np.clip(1 - 0.25 * noise / np.where(size > 0, size, 1.0), 0, 1))
     draws = np.abs(leans * kept[:, None] + deviations).sum(axis=-1).mean(axis=-1)
@@ -54,6 +54,23 @@ def per_occupation_bias(
     # One pair for each occupation says nothing of its own spread: that of the occupations is left.
     biases = np.abs(leans).sum(axis=1)
     return Measure(value, float(biases.std(ddof=1) / math.sqrt(len(biases))) if len(biases) > 1 else math.nan, len(x))
+
+
+def _lent(deviations: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """
+    Draws of the means of some cells, where a cell with one pair, which says nothing of its own spread, gets that of
+    a pair of the others: the shape of another cell's draws, at the size that is usual.
+    """
+    size = np.sqrt((deviations**2).sum(axis=-1).mean(axis=0) * pairs)  # of one pair, shape (cells,)
+    lenders, single = np.flatnonzero((pairs > 1) & (size > 0)), np.flatnonzero(pairs == 1)
+    if not len(lenders) or not len(single):
+        return deviations
+    usual, filled = math.sqrt((size[pairs > 1] ** 2).mean()), deviations.copy()
+    for number, cell in enumerate(single):
+        lender = lenders[number % len(lenders)]
+        lent = np.roll(deviations[:, lender], 1 + number, axis=0)  # draws of its own
+        filled[:, cell] = lent * (usual * math.sqrt(pairs[lender]) / size[lender])
+    return filled
 
 
 def occupation_biases(
@@ -149,8 +166,13 @@ def noise_floor(
     sums = np.stack([np.bincount(place, column, size) for column in spread.T], -1).astype(np.float32)
     signs = np.random.default_rng(seed).integers(0, 2, (draws, len(coins)), np.int8).astype(np.float32) * 2 - 1
     shown = (signs @ sums.reshape(len(coins), -1)).reshape(draws, len(names), -1) / n[:, None]
-    floors = np.abs(shown).sum(axis=-1).mean(axis=0)[behind > 1]
-    return float(floors.mean()) if len(floors) else math.nan
+    floors, several = np.abs(shown).sum(axis=-1).mean(axis=0), behind > 1
+    if not several.any():
+        return math.nan
+    # What one pair's probability would show around a mean that it alone makes up is what a pair of the others does.
+    lone = ~several & ~choices
+    floors[lone] = (floors[several] * np.sqrt(behind[several])).mean()
+    return float(floors.mean())
 
 
 def corrected_bias(bias: Measure, floor: float) -> Measure:

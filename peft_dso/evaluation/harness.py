@@ -117,7 +117,8 @@ def _measures(results: Any) -> dict[str, Measure]:
             if isinstance(value, (int, float)) and kind and not metric.endswith("_stderr"):
                 spread = values.get(f"{metric}_stderr,{kind}")
                 spread = float(spread) if isinstance(spread, (int, float)) else float("nan")
-                found[f"{task}/{metric}"] = Measure(float(value), spread, int(n))
+                name = metric if kind == "none" else f"{metric},{kind}"  # a task may read answers by several filters
+                found[f"{task}/{name}"] = Measure(float(value), spread, int(n))
     return found
 
 
