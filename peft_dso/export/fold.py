@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -171,6 +172,12 @@ def _without_tuners(model: Any) -> Any:
         if isinstance(module, DSOLayer):
             parent, _, last = name.rpartition(".")
             setattr(plain.get_submodule(parent), last, module.base_layer)
+    trained = [name for name, module in plain.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    if trained:
+        raise ValueError(
+            f"{trained[0]!r} was trained beside the pairs (modules_to_save), which cannot be folded. Use "
+            "merge_and_unload(), or train without it."
+        )
     left = [name for name, module in plain.named_modules() if hasattr(module, "base_layer")]
     if left:
         raise ValueError(f"{left[0]!r} carries an adapter of another kind. Merge or unload it first.")
@@ -195,7 +202,9 @@ def _as_llama(plain: Any, biases: Mapping[str, torch.Tensor]) -> LlamaForCausalL
             mlp_bias=any(".mlp." in key for key in biases) or "model.layers.0.mlp.gate_proj.bias" in state,
             dtype=plain.dtype,
         )
-    ).to(plain.device, plain.dtype)
+    ).to(plain.device)
+    for parameter in made.parameters():  # and no buffer: rotary frequencies stay float32
+        parameter.data = parameter.data.to(plain.dtype)
     state.update(biases)
     for key, tensor in made.state_dict().items():
         if key.endswith(".bias") and key not in state:

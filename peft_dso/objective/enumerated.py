@@ -60,15 +60,22 @@ class EnumeratedReward:
     def observe(self, rows: Sequence[Mapping[str, Any]], log_p: torch.Tensor) -> None:
         """Count what the model says (log-probabilities, shape `(questions, answers)`) towards the majorities."""
         group = self.group_index(rows, log_p)
+        offered = torch.isfinite(group_log_masses(log_p.detach(), group, len(self.groups)))
         for temperature, counted in zip(self.temperatures, self.counts, strict=True):
-            self._count(rows, group, self._at(log_p.detach(), temperature), counted)
+            self._count(rows, group, self._at(log_p.detach(), temperature), offered, counted)
 
     def _count(
-        self, rows: Sequence[Mapping[str, Any]], group: torch.Tensor, p: torch.Tensor, counted: FairnessReward
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        group: torch.Tensor,
+        p: torch.Tensor,
+        offered: torch.Tensor,
+        counted: FairnessReward,
     ) -> torch.Tensor:
         """Count answers of probabilities `p`; returns what each group gets of each question, `(questions, k)`."""
         by_group = p.new_zeros(len(rows), len(self.groups)).scatter_add(1, group, p)
-        counted.observe([(row["occupation"], v) for row, v in zip(rows, by_group.tolist(), strict=True)])
+        said = [(row["occupation"], values) for row, values in zip(rows, by_group.tolist(), strict=True)]
+        counted.observe(said, offered.tolist())
         return by_group
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], log_p: torch.Tensor) -> torch.Tensor:
@@ -88,9 +95,10 @@ class EnumeratedReward:
         expected = log_p.new_zeros(len(rows))
         for temperature, counted in zip(self.temperatures, self.counts, strict=True):
             p = self._at(log_p, temperature)
-            own = self._count(rows, group, p.detach(), counted)
+            own = self._count(rows, group, p.detach(), offered, counted)
             shares = torch.tensor([counted.shares(row["occupation"]) for row in rows], device=p.device)
-            reward = group_rewards(shares, self.smoothing)
+            mask = torch.tensor([counted.offered[row["occupation"]] for row in rows], device=p.device)
+            reward = group_rewards(shares, self.smoothing, mask)
             if self.question_share:
                 own = own / own.sum(-1, keepdim=True).clamp(min=torch.finfo(own.dtype).tiny)
                 own = group_rewards(own, self.smoothing, offered)

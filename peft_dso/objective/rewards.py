@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from transformers.utils import logging
 
 from ..answers import read_answer
+from ..questions.schema import abstention_forms, answer_forms
 
 
 logger = logging.get_logger(__name__)
@@ -61,25 +62,31 @@ def occupation_shares(probabilities: torch.Tensor, occupations: torch.Tensor, co
     return torch.where(total > 0, sums / total.clamp(min=torch.finfo(sums.dtype).tiny), 1 / sums.shape[1])
 
 
-def answer_shares(answers: Sequence[tuple[str, Sequence[float]]]) -> torch.Tensor:
+def answer_shares(answers: Sequence[tuple[str, Sequence[float]]]) -> dict[str, list[float]]:
     """
     Shares of the groups per occupation of some answers.
 
     Args:
-        answers (`Sequence[tuple[str, Sequence[float]]]`): per question its occupation and what each group got, at
-            least one.
+        answers (`Sequence[tuple[str, Sequence[float]]]`): per question its occupation and what each group got.
 
     Returns:
-        `torch.Tensor`: shape `(occupations, k)`, in the order of the occupations' names.
+        `dict[str, list[float]]`: by occupation; those that got no answer at all are left out.
     """
-    names = sorted({name for name, _ in answers})
-    index = torch.tensor([names.index(name) for name, _ in answers])
-    return occupation_shares(torch.tensor([list(values) for _, values in answers]), index, len(names))
+    sums: dict[str, list[float]] = {}
+    for name, values in answers:
+        sums[name] = [old + new for old, new in zip(sums.get(name, [0.0] * len(values)), values, strict=True)]
+    return {name: [v / sum(values) for v in values] for name, values in sorted(sums.items()) if sum(values) > 0}
 
 
-def imbalance(shares: torch.Tensor) -> torch.Tensor:
-    """Bias of an occupation, sum over its groups of |p_g - 1/k|: for two |p_pro - p_anti|. In: shape `(..., k)`."""
-    return (shares - 1 / shares.shape[-1]).abs().sum(-1)
+def imbalance(shares: torch.Tensor, fair: Optional[torch.Tensor] = None) -> torch.Tensor:
+    """
+    Bias of an occupation, sum over its groups of |p_g - 1/k|: for two |p_pro - p_anti|.
+
+    Args:
+        shares (`torch.Tensor`): shape `(..., k)`.
+        fair (`torch.Tensor`, *optional*): the fair shares, of that shape; default 1/k.
+    """
+    return (shares - (1 / shares.shape[-1] if fair is None else fair)).abs().sum(-1)
 
 
 class FairnessReward:
@@ -127,16 +134,25 @@ class FairnessReward:
         self.counts: dict[str, list[float]] = {}
         # What was observed last, as it was said: occupation and per group count or probability.
         self.latest: list[tuple[str, list[float]]] = []
+        self.offered: dict[str, list[bool]] = {}  # which groups the questions about an occupation offer at all
 
-    def observe(self, answers: Sequence[tuple[str, Sequence[float]]]) -> None:
+    def observe(
+        self, answers: Sequence[tuple[str, Sequence[float]]], offered: Optional[Sequence[Sequence[bool]]] = None
+    ) -> None:
         """
         Take answers into the counts, without paying them: also a warm start from a first pass.
 
         Args:
             answers (`Sequence[tuple[str, Sequence[float]]]`): occupation and, per group, the count or probability of
                 its answers (all 0 for an abstention), of this process; they are gathered from all.
+            offered (`Sequence[Sequence[bool]]`, *optional*): per question the groups that it offers; default all.
         """
-        self.latest = gather_object([(occupation, list(values)) for occupation, values in answers])
+        masks = [[True] * len(self.groups)] * len(answers) if offered is None else [list(mask) for mask in offered]
+        given = gather_object([(name, list(v), mask) for (name, v), mask in zip(answers, masks, strict=True)])
+        self.latest = [(occupation, values) for occupation, values, _ in given]
+        for occupation, _, mask in given:
+            known = self.offered.get(occupation, mask)
+            self.offered[occupation] = [old or new for old, new in zip(known, mask, strict=True)]
         for counts in self.counts.values():
             counts[:] = [self.memory * value for value in counts]
         for occupation, values in self.latest:
@@ -149,6 +165,19 @@ class FairnessReward:
         total = sum(counts)
         return [value / total if total else 1 / len(self.groups) for value in counts]
 
+    def fair(self, occupation: str) -> list[float]:
+        """The fair shares of an occupation: equal ones among the groups that its questions offer."""
+        mask = self.offered.get(occupation, [True] * len(self.groups))
+        return [float(there) / sum(mask) for there in mask]
+
+    def bias_of(self, answers: Sequence[tuple[str, Sequence[float]]]) -> float:
+        """Mean imbalance over the occupations that got an answer among some; NaN where none did."""
+        shares = answer_shares(answers)
+        if not shares:
+            return float("nan")
+        fair = torch.tensor([self.fair(name) for name in shares])
+        return float(imbalance(torch.tensor(list(shares.values())), fair).mean())
+
     def __call__(
         self,
         prompts: Sequence[Any],
@@ -157,6 +186,8 @@ class FairnessReward:
         answers: Sequence[Sequence[str]],
         meanings: Sequence[Sequence[str]],
         right: Optional[Sequence[Optional[int]]] = None,
+        forms: Optional[Sequence[Any]] = None,
+        abstentions: Optional[Sequence[Any]] = None,
         log_metric: Any = None,
         log_extra: Any = None,
         **kwargs: Any,
@@ -170,17 +201,25 @@ class FairnessReward:
         Raises:
             ValueError: a meaning is not one of the groups.
         """
-        rights = right if right is not None else [None] * len(completions)
+        nothing: list[Any] = [None] * len(completions)
+        rights = right if right is not None else nothing
         given: list[Optional[str]] = []
-        for completion, options, groups in zip(completions, answers, meanings, strict=True):
+        for completion, groups, *asked in zip(
+            completions, meanings, answers, forms or nothing, abstentions or nothing, strict=True
+        ):
+            row = dict(zip(("answers", "forms", "abstentions"), asked, strict=True))
             unknown = set(groups) - set(self.groups)
             if unknown:
                 raise ValueError(f"The meaning {unknown.pop()!r} is none of the groups {', '.join(self.groups)}.")
             text = completion if isinstance(completion, str) else completion[-1]["content"]
-            index = read_answer(text, options)
-            given.append(None if index is None else groups[index])
-        open_rows = [(o, g) for o, g, r in zip(occupation, given, rights, strict=True) if r is None]
-        self.observe([(o, [float(g == group) for group in self.groups]) for o, g in open_rows])
+            named = abstention_forms(row)
+            index = read_answer(text, [*answer_forms(row), *([named] if named else [])])
+            given.append(groups[index] if index is not None and index < len(groups) else None)
+        offered = [[group in groups for group in self.groups] for groups in meanings]
+        open_rows = [(o, g, m) for o, g, m, r in zip(occupation, given, offered, rights, strict=True) if r is None]
+        self.observe(
+            [(o, [float(g == group) for group in self.groups]) for o, g, _ in open_rows], [m for *_, m in open_rows]
+        )
         shares = {name: torch.tensor(self.shares(name)) for name in set(occupation)}
         rewards: list[Optional[float]] = []
         for name, group, r in zip(occupation, given, rights, strict=True):
@@ -191,11 +230,13 @@ class FairnessReward:
                     None if self.abstain_reward is None else self.abstain_reward * self.weights.get(name, 1.0)
                 )
             else:
-                reward = float(group_rewards(shares[name], self.smoothing)[self.groups.index(group)])
+                mask = torch.tensor(self.offered[name])
+                reward = float(group_rewards(shares[name], self.smoothing, mask)[self.groups.index(group)])
                 rewards.append(reward * self.weights.get(name, 1.0))
         if log_metric is not None and open_rows:
-            log_metric("abstention", sum(g is None for _, g in open_rows) / len(open_rows))
-            log_metric("per_occupation_bias", self.bias())
+            log_metric("abstention", sum(g is None for _, g, _ in open_rows) / len(open_rows))
+            if (bias := self.bias()) == bias:
+                log_metric("per_occupation_bias", bias)
         if log_extra is not None:
             log_extra("occupation", list(occupation))
             log_extra("status", [g or "abstain" for g in given])
@@ -206,11 +247,16 @@ class FairnessReward:
         counted = [name for name, counts in self.counts.items() if sum(counts) > 0]
         if not counted:
             return float("nan")
-        return float(imbalance(torch.tensor([self.shares(name) for name in counted])).mean())
+        fair = torch.tensor([self.fair(name) for name in counted])
+        return float(imbalance(torch.tensor([self.shares(name) for name in counted]), fair).mean())
 
     def state_dict(self) -> dict[str, Any]:
         """The counts, for a checkpoint."""
-        return {"groups": list(self.groups), "counts": {name: list(values) for name, values in self.counts.items()}}
+        return {
+            "groups": list(self.groups),
+            "counts": {name: list(values) for name, values in self.counts.items()},
+            "offered": {name: list(mask) for name, mask in self.offered.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """
@@ -222,6 +268,7 @@ class FairnessReward:
         if list(state["groups"]) != list(self.groups):
             raise ValueError(f"The checkpoint counts {state['groups']}, this reward {list(self.groups)}.")
         self.counts = {name: list(values) for name, values in state["counts"].items()}
+        self.offered = {name: list(mask) for name, mask in state.get("offered", {}).items()}
 
 
 def occupation_weights(occupations: Sequence[str]) -> dict[str, float]:

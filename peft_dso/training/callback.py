@@ -7,8 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ..objective import answer_shares, imbalance
-from ..tuner import get_steering_strength, set_steering_strength
+from ..tuner import set_steering_strength
 
 
 STATE_KEY = "DSOTrainer"  # in trainer_state.json
@@ -20,11 +19,10 @@ class DSOCallback(TrainerCallback):
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
-        self.strength: Any = None
+        self.begun = False
         self.biases: deque[float] = deque(maxlen=STOP_AFTER)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.strength = get_steering_strength(self.trainer._dso_model, "default")
         self.biases.clear()
         self.trainer.ended_fair = False
         self.trainer.usual_least = 0.0
@@ -32,7 +30,12 @@ class DSOCallback(TrainerCallback):
         self.trainer.measure_units()
         set_steering_strength(self.trainer._dso_model, 1.0, "default")
         saved = state.stateful_callbacks.get(STATE_KEY)
+        self.trainer.beta, self.trainer.neutral_weight = args.beta, args.neutral_coef
+        for reward in self.trainer.counting_rewards() if self.begun else ():  # a second training begins anew
+            reward.counts = {}
+        self.begun = True
         if isinstance(saved, dict):
+            self.biases.extend(saved.get("biases", ()))
             self.trainer.beta = saved["beta"]
             self.trainer.neutral_weight = saved.get("neutral_weight", self.trainer.neutral_weight)
             self.trainer.usual_least = saved.get("usual_least", 0.0)
@@ -52,11 +55,8 @@ class DSOCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End early where the answers of the last steps were fair already, at every temperature."""
-        said = [reward.latest for reward in self.trainer.counting_rewards() if reward.latest]
-        biases = [imbalance(answer_shares(answers)).mean().item() for answers in said]
-        self.biases.append(max(biases, default=float("inf")))
+        biases = [reward.bias_of(reward.latest) for reward in self.trainer.counting_rewards()]
+        # Where nothing was answered there is no bias to call fair.
+        self.biases.append(max((bias if bias == bias else float("inf") for bias in biases), default=float("inf")))
         if len(self.biases) == STOP_AFTER and sum(self.biases) / STOP_AFTER < args.stop_bias:
             control.should_training_stop = self.trainer.ended_fair = True
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        set_steering_strength(self.trainer._dso_model, self.strength, "default")

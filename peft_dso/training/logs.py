@@ -37,13 +37,18 @@ class LoggingTrainer(ObjectiveTrainer):
             + f": bias {bias:.3f} on the last batches, KL {ratio:.1f} times the least"
             + (", and " + " and ".join(held) if held else "")
             + "."
+            + (" Nothing was learned: all neurons are zero." if self.pairs.sparsity()[0] == 1 else "")
         )
 
     def worst_occupations(self, most: int = 5) -> list[tuple[str, list[float]]]:
         """The occupations whose latest counted answers are the most unequal, and the groups' shares of each."""
         reward = self.fairness_reward
         shares = {} if reward is None else {name: reward.shares(name) for name in reward.counts}
-        return sorted(shares.items(), key=lambda item: -float(imbalance(torch.tensor(item[1]))))[:most]
+
+        def bias(item: tuple[str, list[float]]) -> float:
+            return float(imbalance(torch.tensor(item[1]), torch.tensor(reward.fair(item[0]))))
+
+        return sorted(shares.items(), key=bias, reverse=True)[:most]
 
     def log(self, logs: dict[str, float], start_time: Optional[float] = None) -> None:
         """Log the metrics of TRL and of the objective, and at level INFO the worst occupations."""

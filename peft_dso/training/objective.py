@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
-from ..objective import EnumeratedReward, answer_shares, imbalance, kl_divergence, occupation_weights
+from ..objective import EnumeratedReward, answer_shares, kl_divergence, occupation_weights
 from ..scoring import EncodedQuestion, Scores, score
 from .config import DSOTrainerConfig
 from .publish import PublishingTrainer
@@ -173,8 +173,11 @@ class ObjectiveTrainer(PublishingTrainer):
         if not said:
             return
         shares = answer_shares(said)
-        found = {"per_occupation_bias": imbalance(shares).mean().item()}
+        if not shares:
+            return  # abstentions alone
+        found = {"per_occupation_bias": self.fairness_reward.bias_of(said)}
         if set(self.groups) == {"pro", "anti"}:
-            found["stereotype_gap"] = (shares[:, self.groups.index("pro")] * 2 - 1).mean().item()
+            pro = self.groups.index("pro")
+            found["stereotype_gap"] = sum(2 * values[pro] - 1 for values in shares.values()) / len(shares)
         for key, value in found.items():
             self._metrics[mode][key] = [value] if mode == "eval" else [*self._metrics[mode][key], value]

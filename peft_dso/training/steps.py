@@ -24,10 +24,11 @@ class SteppingTrainer(LoggingTrainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As TRL's; its steps are scaled (`step_unit`)."""
-        first = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        if first and self.args.step_unit != "plain":
-            ScaledSteps(optimizer, self.pairs.scaled)
+        inner: Any = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+        if self.args.step_unit != "plain" and not getattr(inner, "_dso_scaled", False):
+            ScaledSteps(inner, self.pairs.scaled)
+            inner._dso_scaled = True
         return optimizer
 
     def measure_units(self) -> None:

@@ -18,7 +18,7 @@ from ..objective import EnumeratedReward, FairnessReward
 from ..questions import check_questions, trainable_groups
 from ..questions import neutral_texts as package_texts
 from ..scoring import first_tokens
-from ..tuner import set_steering_strength, steering_strength
+from ..tuner import get_steering_strength, set_steering_strength, steering_strength
 from .adapter import (
     PairSteps,
     adapter_config,
@@ -140,7 +140,8 @@ class DSOTrainer(SteppingTrainer):
         self._micro_step = 0  # batches since the last optimizer step; TRL's own count starts anew after a resume
         self._noted = []
         self._evaluated: list[tuple[str, list[float]]] = []
-        self.add_callback(DSOCallback(self))
+        self._callback = DSOCallback(self)
+        self.add_callback(self._callback)
 
     def _take_rows(self, train_dataset: Any, retain_dataset: Any, args: DSOTrainerConfig) -> list[dict[str, Any]]:
         """The rows to make fair; those to hold to the base, and the groups, are noted."""
@@ -246,7 +247,7 @@ class DSOTrainer(SteppingTrainer):
         majorities of training.
         """
         rewards = self.counting_rewards()
-        counts = [reward.counts for reward in rewards]
+        before = [(reward.counts, reward.latest) for reward in rewards]
         self._evaluated = []
         for reward in rewards:
             reward.counts = {}
@@ -255,8 +256,8 @@ class DSOTrainer(SteppingTrainer):
             with steering_strength(self._dso_model, 1.0, "default") if uniform else nullcontext():
                 return super().evaluate(*args, **kwargs)
         finally:
-            for reward, before in zip(rewards, counts, strict=True):
-                reward.counts = before
+            for reward, (counts, latest) in zip(rewards, before, strict=True):
+                reward.counts, reward.latest = counts, latest
 
     def counting_rewards(self) -> list[FairnessReward]:
         """All rewards whose counts matter: the one that pays sampled answers, or one per temperature."""
@@ -287,13 +288,18 @@ class DSOTrainer(SteppingTrainer):
                 f"{resume_from_checkpoint} is not a complete checkpoint: trainer_state.json, which is written last, "
                 "is missing or broken. Resume from an earlier one."
             )
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        strength = get_steering_strength(self._dso_model, "default")
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:  # also where it was interrupted
+            set_steering_strength(self._dso_model, strength, "default")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.state.stateful_callbacks[STATE_KEY] = {
             "beta": self.beta,
             "neutral_weight": self.neutral_weight,
             "usual_least": self.usual_least,
+            "biases": list(self._callback.biases),
             "fairness_rewards": [reward.state_dict() for reward in self.counting_rewards()],
         }
         super()._save_checkpoint(model, trial)

@@ -50,7 +50,8 @@ class DSOConfig(PeftConfig):
             Of adapter_model.safetensors, filled in when the adapter is saved; a file that differs is refused.
         vectors_sha256 (`str`, *optional*):
             Of the vectors in it, for loaders that do not say which file they read (transformers' `load_adapter`, PEFT
-            with a `config` of the caller's): vectors that differ are refused, at the latest on their first use.
+            with a `config` of the caller's): vectors that differ are refused, at the latest on their first use, unless
+            transformers loads them to be trained further.
 
     Raises:
         TypeError: one of the fields that are filled in holds something of another type.
@@ -121,12 +122,13 @@ class DSOConfig(PeftConfig):
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """
-        As in PEFT. [`~peft.PeftModel.save_pretrained`] comes by here after it has written the tensors and the card.
+        As in PEFT. [`~peft.PeftModel.save_pretrained`] comes by here after it has written the tensors and the card,
+        transformers' `save_pretrained` before.
 
         Raises:
             ValueError: the tensors were written as a pickle (`safe_serialization=False`), which is never read.
         """
-        self.weights_sha256, self.vectors_sha256 = weights_hashes(save_directory)
+        self.weights_sha256, self.vectors_sha256 = weights_hashes(save_directory, self.__dict__.pop("_taken", None))
         try:
             super().save_pretrained(save_directory, **kwargs)
         finally:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, constants, file_exists, hf_hub_download, try_to_load_from_cache
@@ -57,9 +57,32 @@ def pair_vectors(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.T
     return [(key.rpartition(".")[2], tensor) for key, tensor in tensors.items() if PAIR in key]
 
 
-def weights_hashes(folder: str | os.PathLike[str]) -> tuple[Optional[str], Optional[str]]:
+class Taken(NamedTuple):
+    """
+    The vectors that were last taken from a model to be saved.
+
+    Args:
+        sha256 (`str`): see [`vectors_sha256`].
+        when (`float`): seconds since the epoch.
+    """
+
+    sha256: str
+    when: float
+
+
+def weights_hashes(
+    folder: str | os.PathLike[str], taken: Optional[Taken] = None
+) -> tuple[Optional[str], Optional[str]]:
     """
     The sha256 of a folder's adapter_model.safetensors and of the vectors in it; `None` and `None` without the file.
+
+    Args:
+        folder (`str`): the folder.
+        taken (`Taken`, *optional*): the vectors that are being saved. transformers writes them after the
+            configuration: a file that is older, and holds others, is not theirs.
+
+    Returns:
+        The two, the first `None` where the file is still to be written.
 
     Raises:
         ValueError: the folder holds the weights as a pickle.
@@ -71,9 +94,12 @@ def weights_hashes(folder: str | os.PathLike[str]) -> tuple[Optional[str], Optio
         )
     weights = os.path.join(folder, SAFETENSORS_WEIGHTS_NAME)
     if not os.path.isfile(weights):
-        return None, None
+        return None, taken.sha256 if taken else None
     vectors = pair_vectors(load_file(weights))
-    return file_sha256(weights), vectors_sha256(vectors) if vectors else None
+    found = vectors_sha256(vectors) if vectors else None
+    if taken and found != taken.sha256 and os.path.getmtime(weights) < taken.when:
+        return None, taken.sha256
+    return file_sha256(weights), found
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------

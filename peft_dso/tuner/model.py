@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional
@@ -17,6 +18,7 @@ from .arithmetic import add_weighted, check_sum, prune
 from .calls import call_settings
 from .config import DSOConfig
 from .devices import check_hooks, execution_device
+from .files import Taken, pair_vectors, vectors_sha256
 from .layer import DSOLayer
 from .loading import check_fits
 from .sites import check_fingerprint, default_site_names, find_sites, fingerprint, is_target, rows_of
@@ -277,6 +279,19 @@ class DSOModel(BaseTuner):
         return prune(list(chosen.values()), units, keep)
 
     # --- loading -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: DSOConfig, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """Note which vectors are taken: the configuration that is saved with them holds their sha256."""
+        tensors: dict[str, torch.Tensor] = super()._get_adapter_state_dict(
+            model, config, adapter_name, *args, **kwargs
+        )
+        vectors = pair_vectors(tensors)
+        if vectors and all(type(tensor.data) is torch.Tensor and not tensor.is_meta for _, tensor in vectors):
+            config.__dict__["_taken"] = Taken(vectors_sha256(vectors), time.time())
+        return tensors
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
