@@ -1,10 +1,13 @@
-"""From free text to the answer that was given: whole words, never parts of words; several answers or none abstain."""
+"""
+The forms of an answer, and from free text to the answer that was given: whole words, never parts of words; several
+answers or none abstain.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Optional, Union
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional, Union
 
 import regex
 
@@ -74,3 +77,30 @@ def read_answer(text: str, answers: Sequence[Union[str, Sequence[str]]]) -> Opti
         if not any(s <= start and end <= e and (e - s) > (end - start) and i != index for s, e, i in spans)
     }
     return found.pop() if len(found) == 1 else None
+
+
+def answer_forms(row: Mapping[str, Any]) -> list[list[str]]:
+    """
+    The texts in which a model gives each answer of a question.
+
+    Args:
+        row (`Mapping`): a question; its `forms` may be left out, or `None` as Arrow fills what a row lacks.
+
+    Returns:
+        `list[list[str]]`: one list per answer, the answer itself first; that alone where the row has no forms.
+    """
+    forms = row.get("forms")
+    return [[answer] for answer in row["answers"]] if forms is None else [list(texts) for texts in forms]
+
+
+def abstention_forms(row: Mapping[str, Any]) -> list[str]:
+    """
+    The named ways of not answering a question.
+
+    Args:
+        row (`Mapping`): a question; its `abstentions` may be left out, or `None` as Arrow fills what a row lacks.
+
+    Returns:
+        `list[str]`: the texts; empty where the row names none.
+    """
+    return list(row.get("abstentions") or ())

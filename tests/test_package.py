@@ -18,7 +18,8 @@ _EVERYTHING = _MEASURING | {"baselines", "evaluation", "export", "training", "in
 LAYERS = {
     "": {"tuner", "objective", "training"},
     "objective": {"answers"},
-    "scoring": {"questions"},
+    "questions": {"answers"},
+    "scoring": {"answers", "questions"},
     "evaluation": _MEASURING,
     "baselines": _MEASURING | {"evaluation", "training"},
     "export": _MEASURING | {"evaluation", "inspect"},

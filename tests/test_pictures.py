@@ -123,7 +123,8 @@ def test_training_steers_the_language_backbone_alone(tmp_path, name, rollouts):
     }
     assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
     logged = {key for entry in job.state.log_history for key in entry}
-    assert {"per_occupation_bias", "kl" if rollouts == "enumerate" else "sampled_kl", "retain_kl"} <= logged
+    # The sampled words give no answer, and so no bias.
+    assert {*({"per_occupation_bias", "kl"} if rollouts == "enumerate" else {"sampled_kl"}), "retain_kl"} <= logged
 
 
 def test_enumerated_training_makes_it_fair(tmp_path):

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..answers import read_answer
-from ..questions.schema import abstention_forms, answer_forms
+from ..answers import abstention_forms, answer_forms, read_answer
 from ..scoring import (
     EncodedQuestion,
     PicturedQuestion,

@@ -14,8 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers.utils import logging
 
-from ..answers import read_answer
-from ..questions.schema import abstention_forms, answer_forms
+from ..answers import abstention_forms, answer_forms, read_answer
 
 
 logger = logging.get_logger(__name__)

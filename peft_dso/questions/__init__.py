@@ -1,5 +1,6 @@
 """Questions: rows of data that show whether a model leans on a stereotype. The columns are described in `schema`."""
 
+from ..answers import abstention_forms, answer_forms
 from .bbq import load_bbq_gender
 from .coreference import coreference_questions, coreference_sentences
 from .groups import question_groups, trainable_groups
@@ -9,7 +10,7 @@ from .neutral import neutral_texts, read_texts
 from .occupations import OCCUPATIONS, Occupation
 from .pronouns import pronoun_questions
 from .registry import QuestionSet, describe_sets, load_questions, question_set, read_rows
-from .schema import abstention_forms, answer_forms, check_questions
+from .schema import check_questions
 from .splits import hold_out, split_occupations, split_questions, subset
 
 

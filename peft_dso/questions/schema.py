@@ -22,36 +22,11 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any, Optional
 
+from ..answers import abstention_forms, answer_forms
+
 
 REQUIRED = ("prompt", "occupation", "answers", "meanings")
 OPTIONAL = ("forms", "abstentions", "right", "first", "pair", "group", "image", "images")
-
-
-def answer_forms(row: Mapping[str, Any]) -> list[list[str]]:
-    """
-    The texts in which a model gives each answer of a question.
-
-    Args:
-        row (`Mapping`): a question; its `forms` may be left out, or `None` as Arrow fills what a row lacks.
-
-    Returns:
-        `list[list[str]]`: one list per answer, the answer itself first; that alone where the row has no forms.
-    """
-    forms = row.get("forms")
-    return [[answer] for answer in row["answers"]] if forms is None else [list(texts) for texts in forms]
-
-
-def abstention_forms(row: Mapping[str, Any]) -> list[str]:
-    """
-    The named ways of not answering a question.
-
-    Args:
-        row (`Mapping`): a question; its `abstentions` may be left out, or `None` as Arrow fills what a row lacks.
-
-    Returns:
-        `list[str]`: the texts; empty where the row names none.
-    """
-    return list(row.get("abstentions") or ())
 
 
 def _problem(row: Mapping[str, Any], groups: Optional[tuple[str, ...]]) -> Optional[str]:

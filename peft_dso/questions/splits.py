@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Optional
 
+from ..answers import answer_forms
 from .occupations import OCCUPATIONS, Occupation
-from .schema import answer_forms
 
 
 SPLITS = ("train", "validation", "test")

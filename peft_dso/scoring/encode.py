@@ -9,7 +9,7 @@ from typing import Any, Optional, TypeVar
 from torch import nn
 from transformers.utils import logging
 
-from ..questions.schema import abstention_forms, answer_forms
+from ..answers import abstention_forms, answer_forms
 from .prompts import rendered, row_images
 from .tokens import Tokens, continuations, with_special_tokens
 
