@@ -242,3 +242,34 @@ def test_the_output_projection_is_found_by_structure(name, projection):
     found = attention_outputs(build(name), contrast(TOKENIZER, ROWS).positive[0])
     assert len(found) == 2
     assert all(name == f"{block}.{projection}" for block, name in found.items())
+
+
+def test_groups_of_ones_own_are_balanced_by_their_answer():
+    """Where the majority is not known, the pro answer itself must be balanced, or the contrast is that answer."""
+
+    def town(name, pro):
+        words = [" lazy", " diligent"]
+        meanings = ["pro", "anti"] if pro == 0 else ["anti", "pro"]
+        return [
+            {
+                "prompt": f"{frame} {name} are",
+                "occupation": name,
+                "answers": words,
+                "meanings": meanings,
+                "right": None,
+            }
+            for frame in ("People from", "Those of", "All of", "Most of")
+        ]
+
+    rows = [row for name, pro in (("Asel", 0), ("Bruck", 0), ("Colm", 0), ("Dorn", 1)) for row in town(name, pro)]
+    pro = [row["answers"][row["meanings"].index("pro")] for row in balanced(rows)]
+    assert pro.count(" lazy") == pro.count(" diligent") > 0
+    with pytest.raises(ValueError, match="lazy.*same everywhere"):
+        balanced([row for row in rows if row["occupation"] != "Dorn"])
+
+
+def test_the_control_of_prompting_is_as_long_as_the_longest_wording():
+    knobs = {knob.name: knob.system_instruction for knob in prompts(TOKENIZER, ROWS)}
+    longest = max((text for name, text in knobs.items() if name != "neutral"), key=len)
+    lengths = [len(TOKENIZER(text)["input_ids"]) for text in (knobs["neutral"], longest)]
+    assert abs(lengths[0] - lengths[1]) <= 1

@@ -7,17 +7,18 @@ import warnings
 
 import numpy as np
 import pytest
-from compared import PARTS, TEXTS, TOKENIZER, load, run
+from compared import PARTS, SMALL, TEXTS, TOKENIZER, load, run
 from peft import PeftModel
 from peft.utils.warning import PeftWarning
 
 from peft_dso.baselines import WORDINGS
-from peft_dso.baselines.comparison import Comparison
+from peft_dso.baselines.comparison import Comparison, Fit, compare
 from peft_dso.baselines.methods import METHODS
-from peft_dso.baselines.outcome import averaged, format_comparison, table_lines
+from peft_dso.baselines.outcome import averaged, format_comparison, records_of_comparison, table_lines
 from peft_dso.baselines.outcome_card import card_section, save_comparison
 from peft_dso.baselines.parts import Parts
-from peft_dso.evaluation import load_records, sweep
+from peft_dso.evaluation import Report, StrengthResult, load_records, sweep
+from peft_dso.evaluation.measures import Measure
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +159,44 @@ def test_seeds_are_fitted_apart(tmp_path):
     methods = {r.method for r in load_records(tmp_path / "records.json")}
     assert methods == {"caa", "caa-seed0", "caa-seed1"}
     assert table_lines(found)[0][-3] == "bias over fits"
+
+
+def test_other_labels_another_model_and_a_broken_record_are_refused(world, tmp_path):
+    folder, _, _ = world
+    flipped = [{**row, "right": None if row["right"] is None else 1 - row["right"]} for row in PARTS.test]
+    with pytest.raises(ValueError, match="differs in test"):
+        run(folder, parts=Parts(PARTS.train, PARTS.validation, flipped))
+
+    def other():
+        model, tokenizer = load()
+        model.lm_head.weight.data *= 2
+        return model, tokenizer
+
+    with pytest.raises(ValueError, match="differs in base"):
+        compare(other, PARTS, folder, ["caa"], settings=SMALL, neutral=TEXTS)
+    (tmp_path / "comparison.json").write_text("[]")
+    with pytest.raises(ValueError, match="not a record of a comparison"):
+        run(tmp_path, ["caa"])
+
+
+def test_what_was_compared_before_stays_in_the_tables(world, tmp_path):
+    folder, found, _ = world
+    copied = tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    said = []
+    again = run(copied, ["caa"], said=said)
+    assert again.reports.keys() == found.reports.keys() and next(iter(again.reports)) == "caa"
+    save_comparison(again, copied)
+    assert {r.method for r in load_records(copied / "records.json")} == set(found.reports)
+    assert "*dso*" in (copied / "dso" / "README.md").read_text()
+
+
+def test_a_seed_that_failed_does_not_rename_the_others():
+    reports = [Report({"test": []}), Report({"test": []})]
+    fits = [Fit(1.0, 10, seed=1), Fit(9.0, 10, seed=2)]
+    records = records_of_comparison(Comparison({"iti": reports}, {"iti": fits}))
+    seconds = next(r for r in records if r.measure == "fit_seconds")
+    assert (seconds.value, seconds.standard_error) == (5.0, pytest.approx(4.0))
+    reports = [Report({"test": [StrengthResult(1.0, {"bias": Measure(0.1, 0.0, 4)})]}) for _ in fits]
+    records = records_of_comparison(Comparison({"iti": reports}, {"iti": fits}))
+    assert {r.method for r in records} == {"iti", "iti-seed1", "iti-seed2"}

@@ -11,7 +11,7 @@ from peft_dso.baselines.comparison import Comparison, Fit, compare
 from peft_dso.baselines.methods import METHODS, chosen_methods
 from peft_dso.baselines.outcome import chosen_results, chosen_strength
 from peft_dso.baselines.outcome_card import card_section
-from peft_dso.baselines.parts import Parts, parts_of
+from peft_dso.baselines.parts import Parts, check_parts, parts_of
 from peft_dso.evaluation import Report, StrengthResult
 from peft_dso.evaluation.measures import Measure
 from peft_dso.questions import pronoun_questions, subset
@@ -191,3 +191,17 @@ def test_the_command(tmp_path, capsys):
     assert "neutral KL" not in out
     assert cli.main([*call, "caa,magic"]) == 1
     assert "choose of dso, caa" in capsys.readouterr().err
+
+
+def test_questions_that_stand_in_two_parts_are_divided_or_refused():
+    mine = [{**row, "prompt": f"In town, {row['prompt']}", "group": str(n)} for n, row in enumerate(tiny_questions())]
+    built = [pronoun_questions(split)[:40] for split in ("train", "validation", "test")]
+    parts = parts_of(*(rows + mine for rows in built))
+    found = [{row["prompt"] for row in rows if row["prompt"].startswith("In town")} for rows in vars(parts).values()]
+    assert all(found) and not (found[0] & found[1] or found[0] & found[2] or found[1] & found[2])
+    assert set().union(*found) == {row["prompt"] for row in mine}
+    parts = parts_of(mine, mine, mine, occupations=True)
+    names = [{row["occupation"] for row in rows} for rows in vars(parts).values()]
+    assert all(names) and not (names[0] & names[2] or names[0] & names[1] or names[1] & names[2])
+    with pytest.raises(ValueError, match="judged on what it was fitted"):
+        check_parts(Parts(mine, mine, mine), [])

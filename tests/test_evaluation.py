@@ -18,6 +18,7 @@ from peft_dso.evaluation import (
     summarize,
     sweep,
 )
+from peft_dso.evaluation import harness
 from peft_dso.scoring import encode_row
 
 
@@ -232,3 +233,15 @@ def test_calibration_that_cannot_be(model):
             calibrate_strength(model, tokenizer, rows, **budget)
     assert calibrate_strength(model, tokenizer, rows, max_kl=1e9).strength == 1
     assert calibrate_strength(model, tokenizer, rows, max_bias=2.0).strength == 0
+
+
+def test_a_task_that_is_read_by_several_filters_has_a_measure_for_each():
+    values = {
+        "exact_match,strict-match": 0.10, "exact_match_stderr,strict-match": 0.01,
+        "exact_match,flexible-extract": 0.55, "exact_match_stderr,flexible-extract": 0.02, "acc,none": 0.3,
+    }  # fmt: skip
+    found = harness._measures({"results": {"gsm8k": values}, "n-samples": {"gsm8k": {"effective": 9}}})
+    assert {key: (m.value, m.n) for key, m in found.items()} == {
+        "gsm8k/exact_match,strict-match": (0.10, 9), "gsm8k/exact_match,flexible-extract": (0.55, 9),
+        "gsm8k/acc": (0.3, 9),
+    }  # fmt: skip

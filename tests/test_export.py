@@ -281,3 +281,20 @@ def test_the_command(tmp_path, capsys):
     assert "LlamaForCausalLM at strength 0.4" in said and "1 of 1 prompts" in said
     assert cli.main([*call, *prompts, "--out", str(tmp_path / "out")]) == 1
     assert "not an empty folder" in capsys.readouterr().err
+
+
+def test_what_was_trained_beside_the_pairs_is_not_exported(tmp_path):
+    model = get_peft_model(build("llama"), DSOConfig(task_type="CAUSAL_LM", modules_to_save=["lm_head"]))
+    with pytest.raises(ValueError, match="modules_to_save"):
+        fold_strength(model)
+
+
+def test_rotary_frequencies_stay_float32():
+    model = get_peft_model(build("llama").to(torch.bfloat16), DSOConfig(task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".dso_affine." in name:
+                parameter.normal_(0, 0.1)
+    folded = fold_strength(model).model
+    assert folded.dtype == torch.bfloat16
+    assert {buffer.dtype for name, buffer in folded.named_buffers() if "inv_freq" in name} == {torch.float32}

@@ -262,3 +262,24 @@ def test_every_measure_has_its_words():
         assert kind.floor is None or kind.floor in metrics.MEASURES
     places = [kind.place for kind in metrics.MEASURES.values() if kind.place]
     assert len(places) == len(set(places))
+
+
+@pytest.mark.parametrize("single", [39, 30, 10])
+def test_the_standard_error_where_some_occupations_have_one_sentence(single):
+    """Their spread is lent by the others; without that it would be three to ten times too small."""
+    leans = np.random.default_rng(0).normal(0, 0.2, 40)
+    values, errors, floors = [], [], []
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        names = [f"{o}" for o in range(40) for _ in range(1 if o < single else 2)]
+        p = np.clip([0.5 + leans[int(name)] + rng.normal(0, 0.15) for name in names], 0, 1)
+        shares, pairs = np.stack([p, 1 - p], 1), [str(n) for n in range(len(names))]
+        measure = metrics.per_occupation_bias(shares, names, pairs, seed)
+        values.append(measure.value)
+        errors.append(measure.standard_error)
+        floors.append(metrics.noise_floor(shares, names, pairs, seed, draws=100))
+    assert 0.7 < np.mean(errors) / np.std(values) < 1.4
+    # What a fair model of that spread would show: E|d| of a normal of twice the size, less with two sentences, of
+    # which the coins show still less.
+    expected = (single * 0.3 + (40 - single) * 0.3 / math.sqrt(2)) / 40 * math.sqrt(2 / math.pi)
+    assert 0.6 < np.mean(floors) / expected < 1.1

@@ -70,7 +70,8 @@ class SteeredModel:
         # PeftModel.set_adapter takes one name, that of its tuner and that of a plain model several.
         (model.base_model if hasattr(model, "get_base_model") else model).set_adapter(list(self.adapters))
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        self.longest_prompt = min(longest_prompt, positions or longest_prompt)
+        self.longest_prompt = min(longest_prompt, (positions or longest_prompt + 1) - 1)
+        self.positions = positions
         self.longest_text = longest_text
         self.turns = Turns(self.model, self.adapters)
 
@@ -204,4 +205,6 @@ class SteeredModel:
             raise ValueError(f"temperature={temperature!r}: give 0 for the likeliest words, or a number above it.")
         questions = [self.encode(prompt, (), images) for prompt in prompts]
         length = max(1, min(int(max_new_tokens), self.longest_text))
+        if self.positions:  # what is behind them a model with learned positions cannot read
+            length = max(1, min(length, self.positions - max(len(question.prompt) for question in questions)))
         return write(self.model, self.processor, self.turns, questions, self.rows(strengths), length, temperature)

@@ -28,7 +28,7 @@ from ..objective import kl_divergence
 from ..questions import check_questions, neutral_texts, trainable_groups
 from ..scoring import EncodedQuestion, Scores, encode_row, evaluating, first_tokens, reads_tries, score_batch
 from ..training.adapter import PairSteps, adapter_layers
-from ..training.config import FISHER_RATE, cpu_bf16_is_fast
+from ..training.config import FISHER_RATE, DSOTrainerConfig, cpu_bf16_is_fast
 from ..training.objective import PROBE_TEXTS
 from ..training.sampler import OccupationSampler
 from ..training.units import ScaledSteps, next_token_log_probs
@@ -113,8 +113,8 @@ def fit_counterfactual(
     max_steps: Optional[int] = None,
     batch_size: int = 64,
     questions_per_occupation: int = 8,
-    retain_coef: float = 1.0,
-    retain_batch_size: int = 16,
+    retain_coef: float = DSOTrainerConfig.retain_coef,
+    retain_batch_size: int = DSOTrainerConfig.retain_batch_size,
     bf16: Optional[bool] = None,
     seed: int = 0,
     progress: Callable[[str], Any] = lambda line: None,

@@ -49,7 +49,12 @@ _CAA = (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0)
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("dso", "DSO with the trainer's defaults (arXiv 2512.15926)", _UNIT, fit_dso),
+        Method(
+            "dso",
+            "DSO with the trainer's defaults (arXiv 2512.15926), the only method that is held to neutral text as well",
+            _UNIT,
+            fit_dso,
+        ),
         Method(
             "caa",
             "CAA at the norms of one block, chosen on the validation part (arXiv 2312.06681)",
@@ -81,17 +86,19 @@ METHODS: dict[str, Method] = {
             fit_linear_act,
             contrasts=True,
         ),
-        Method("lineas", "LinEAS at DSO's sites (arXiv 2503.10679)", _TRANSPORT, fit_lineas, contrasts=True),
+        Method(
+            "lineas", "LinEAS at DSO's sites, 200 steps (arXiv 2503.10679)", _TRANSPORT, fit_lineas, contrasts=True
+        ),
         Method(
             "counterfactual",
-            "counterfactual fine-tuning of a LoRA on all linear layers; the strength is LoRA's scaling",
+            "counterfactual fine-tuning of a LoRA on all linear layers, 120 steps; the strength is LoRA's scaling",
             (*_UNIT, 1.5),
             fit_counterfactual,
             {"max_steps": 120},
         ),
         Method(
             "counterfactual-pairs",
-            "the counterfactual loss on DSO's own pairs",
+            "the counterfactual loss on DSO's own pairs, 120 steps",
             (*_UNIT, 1.5),
             fit_counterfactual,
             {"adapter": "pairs", "max_steps": 120},

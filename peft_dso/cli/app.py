@@ -70,11 +70,14 @@ def adapter_names(adapters: list[str]) -> dict[str, str]:
     Returns:
         `dict[str, str]`: folder or Hub name by adapter name.
     """
+    from torch.nn import ModuleDict
+
     named: dict[str, str] = {}
     for adapter in adapters:
         path = Path(adapter).resolve() if os.path.isdir(adapter) else Path(adapter)
         name = path.parent.name if path.name == "adapter" and path.parent.name else path.name
         name = name.replace(".", "_") or "adapter"
+        name = f"{name}-adapter" if hasattr(ModuleDict(), name) else name  # "train", "keys"
         named[name if name not in named else f"{name}-{len(named) + 1}"] = adapter
     return named
 

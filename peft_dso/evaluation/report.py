@@ -100,8 +100,9 @@ def load_report(path: str | os.PathLike[str]) -> Report:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
         sets = {name: [result_of(r) for r in results] for name, results in data["sets"].items()}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{os.fspath(path)} is not a report of peft_dso: {error!r}. Measure again with peft-dso sweep."
         ) from None
-    return Report(sets, data.get("description", {}))
+    described = data.get("description", {})
+    return Report(sets, described if isinstance(described, dict) else {"description": str(described)})
