@@ -15,10 +15,10 @@ from peft_dso.evaluation import (
     calibrate_strength,
     format_table,
     generate_texts,
+    harness,
     summarize,
     sweep,
 )
-from peft_dso.evaluation import harness
 from peft_dso.scoring import encode_row
 
 

@@ -138,8 +138,8 @@ def fit_counterfactual(
         max_steps (`int`, *optional*): stop earlier.
         batch_size (`int`, defaults to 64): ambiguous questions per step, whole occupations.
         questions_per_occupation (`int`, defaults to 8): that stand together.
-        retain_coef (`float`, defaults to 1): weight of the KL to the base on unambiguous questions.
-        retain_batch_size (`int`, defaults to 16): how many of those per step.
+        retain_coef (`float`): weight of the KL to the base on unambiguous questions; default that of DSO's trainer.
+        retain_batch_size (`int`): how many of those per step; default as there.
         bf16 (`bool`, *optional*): autocast; default where the machine multiplies in bfloat16 natively, as in
             DSO's trainer.
         seed (`int`, defaults to 0): of the draws and of the LoRA.
