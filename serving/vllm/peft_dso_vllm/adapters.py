@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 KEY = re.compile(r"(?:base_model\.model\.)?(?P<site>.+)\.dso_affine\.(?P<vector>slope|shift)")
-PATTERN_SECONDS = 1.0
+PATTERN_SECONDS = 1.0  # for all patterns of an adapter together
+MOST_PATTERNS = 64
+LARGEST = {CONFIG: 2**20, WEIGHTS: 256 * 2**20}  # bytes; a pair behind every norm of the largest models takes 40 MiB
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,9 @@ def read_adapter(name: str, folder: str, sha256: str | None = None) -> Adapter:
     """
     if not re.fullmatch(r"[\w./@-]+", name):
         raise ValueError(f"The adapter's name {name!r} may hold letters, digits and the signs _ . / @ - only.")
+    for file_name, most in LARGEST.items():
+        if (size := os.path.getsize(os.path.join(folder, file_name))) > most:
+            raise ValueError(f"{file_name} in {folder} has {size} bytes: that of a DSO adapter has at most {most}.")
     try:
         with open(os.path.join(folder, CONFIG), encoding="utf-8") as file:
             config = json.load(file)
@@ -145,6 +151,8 @@ def read_adapter(name: str, folder: str, sha256: str | None = None) -> Adapter:
             )
     strength = config.get("steering_strength", 1.0)
     if isinstance(strength, dict):
+        if len(strength) > MOST_PATTERNS:
+            raise ValueError(f"steering_strength in {CONFIG} of {folder} has more than {MOST_PATTERNS} patterns.")
         strength = {pattern: as_strength(value, f"steering_strength {pattern}") for pattern, value in strength.items()}
     else:
         strength = as_strength(strength, "steering_strength")
@@ -179,6 +187,7 @@ def read_vectors(adapter: Adapter) -> dict[str, dict[str, torch.Tensor]]:
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
     sites: dict[str, dict[str, torch.Tensor]] = {}
+    deadline = time.monotonic() + PATTERN_SECONDS
     for key, tensor in tensors.items():
         match = KEY.fullmatch(key)
         if match is None:
@@ -188,23 +197,24 @@ def read_vectors(adapter: Adapter) -> dict[str, dict[str, torch.Tensor]]:
         if tensor.dim() != 1 or not tensor.is_floating_point() or not bool(torch.isfinite(values).all()):
             raise ValueError(f"{key!r} of {path} is not a vector of finite floating-point numbers.")
         site = match["site"]
-        factor = 1.0 if adapter.profile is None else _profile_value(adapter.profile, site)
+        factor = 1.0 if adapter.profile is None else _profile_value(adapter.profile, site, deadline)
         sites.setdefault(site, {})[match["vector"]] = values * factor
     if not sites:
         raise ValueError(f"{path} holds no vectors.")
     for pattern in adapter.profile or {}:
-        if all(math.isnan(_profile_value({pattern: 1.0}, site, math.nan)) for site in sites):
+        if all(math.isnan(_profile_value({pattern: 1.0}, site, deadline, math.nan)) for site in sites):
             raise ValueError(f"steering_strength of {adapter.path}: {pattern!r} matches none of the sites.")
     return sites
 
 
-def _profile_value(profile: dict[str, float], site: str, default: float = 1.0) -> float:
+def _profile_value(profile: dict[str, float], site: str, deadline: float, default: float = 1.0) -> float:
     """The value of the first pattern that matches whole dotted parts of a site's name, as in `peft_dso`."""
     import regex
 
     for pattern, value in profile.items():
         try:
-            if regex.fullmatch(rf"(.*\.)?(?:{pattern})(\..*)?", site, timeout=PATTERN_SECONDS):
+            left = max(deadline - time.monotonic(), 1e-6)
+            if regex.fullmatch(rf"(.*\.)?(?:{pattern})(\..*)?", site, timeout=left):
                 return value
         except (TimeoutError, regex.error) as error:
             raise ValueError(f"steering_strength: the pattern {pattern!r} is not usable: {error}") from error

@@ -127,15 +127,18 @@ def install() -> None:
         params = request.sampling_params
         fields = params.extra_args if params is not None else None
         # Checked here once more: not every front end is vLLM's own Python one.
+        steered: dict[str, str] = {}
         if self.dso is None:
             refuse_fields(fields)
         else:
-            strengths = self.dso.strengths(fields)
+            loaded = self.dso.copy()  # another thread loads and unloads meanwhile
+            strengths = loaded.strengths(fields)
             if strengths and request.resumable:
                 raise ValueError(RESUMABLE)
-            request.cache_salt = self.dso.salt(strengths, request.cache_salt)
+            request.cache_salt = loaded.salt(strengths, request.cache_salt)
+            steered = loaded.identities(strengths)
         prepared, wave = preprocess(self, request)
-        prepared.dso = {} if self.dso is None else self.dso.identities(strengths)
+        prepared.dso = steered
         return prepared, wave
 
     @functools.wraps(add)
@@ -155,3 +158,4 @@ def install() -> None:
     EngineCore.preprocess_add_request = preprocess_and_salt
     EngineCore.add_request = add_if_still_loaded
     EngineCore.dso_load, EngineCore.dso_unload = slots.load, slots.unload
+    EngineCore.dso_in_use = slots.in_use

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
@@ -17,6 +17,9 @@ from .params import FIELD, is_field
 # The endpoints that carry a top-level field over, and those that generate nothing.
 CARRYING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 HARMLESS = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
+# Where people put what belongs at the top level: an argument of the openai package, and vLLM's own classes.
+NESTED = ("extra_body", "extra_args", "sampling_params")
+LARGEST_BODY = 16 * 2**20  # bytes of a JSON body that is looked through
 # Where a server's application is built; not imported in a process that is no server.
 APP = "vllm.entrypoints.launchers.app"
 
@@ -33,6 +36,8 @@ def with_fields(params: Any, request: Any) -> Any:
         VLLMValidationError: a field stands in `vllm_xargs` too.
     """
     top = {key: value for key, value in (request.model_extra or {}).items() if is_field(key)}
+    if nested := _nested(request.model_extra or {}):
+        raise VLLMValidationError(f"{nested[1]!r} stands in {nested[0]!r}. Put it at the top level of the request.")
     if not top:
         return params
     twice = sorted(top.keys() & (params.extra_args or {}).keys())
@@ -40,6 +45,16 @@ def with_fields(params: Any, request: Any) -> Any:
         raise VLLMValidationError(f"{twice[0]!r} stands in the request and in its vllm_xargs. Give it once.")
     params.extra_args = {**(params.extra_args or {}), **top}
     return params
+
+
+def _nested(content: Mapping[str, Any]) -> tuple[str, str] | None:
+    """A mapping of a request that holds a steering field, and the field."""
+    for key in NESTED:
+        inner = content.get(key)
+        for name in inner if isinstance(inner, Mapping) else ():
+            if is_field(name):
+                return key, name
+    return None
 
 
 def _carrying(to_sampling_params: Any) -> Any:
@@ -120,15 +135,22 @@ class RefuseDroppedFields:
         if scope["type"] != "http" or scope["method"] != "POST" or path in (*CARRYING, *HARMLESS, *slots.PATHS):
             await self.app(scope, receive, send)
             return
-        messages, body, more = [], b"", True
+        headers = {name.lower(): value for name, value in scope.get("headers", ())}
+        if b"json" not in headers.get(b"content-type", b"json"):  # forms and files are not looked through
+            await self.app(scope, receive, send)
+            return
+        messages, size, more = [], 0, True
         while more:
             message = await receive()
             messages.append(message)
-            body += message.get("body", b"")
+            size += len(message.get("body", b""))
             more = message.get("more_body", False) and message["type"] == "http.request"
-        key = _dropped(body)
+            if size > LARGEST_BODY:
+                await _answer(send, 413, f"{path} takes JSON of at most {LARGEST_BODY} bytes.")
+                return
+        key = _dropped(b"".join(message.get("body", b"") for message in messages))
         if key is not None:
-            await _answer_400(send, f"{path} would ignore {key!r}. Give the strength to {', '.join(CARRYING)}.")
+            await _answer(send, 400, f"{path} would ignore {key!r}. Give the strength to {', '.join(CARRYING)}.")
             return
         waiting = iter(messages)
 
@@ -147,13 +169,16 @@ def _dropped(body: bytes) -> str | None:
         content = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    return next((key for key in content if is_field(key)), None) if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        return None
+    nested = _nested(content)
+    return next((key for key in content if is_field(key)), nested[1] if nested else None)
 
 
-async def _answer_400(send: Any, message: str) -> None:
-    error = {"error": {"message": message, "type": "BadRequestError", "param": FIELD, "code": 400}}
+async def _answer(send: Any, status: int, message: str) -> None:
+    error = {"error": {"message": message, "type": "BadRequestError", "param": FIELD, "code": status}}
     headers = [(b"content-type", b"application/json")]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps(error).encode()})
 
 
@@ -176,12 +201,14 @@ def _hook_app() -> None:
 
 
 def _add_routes(app: Any) -> None:
-    """The routes that load and unload an adapter; they answer 400 where the server has no slot for that."""
+    """The routes that load and unload an adapter; they answer 400 where the server was started without "slots"."""
     from fastapi.responses import JSONResponse
 
     def route(action: Callable[..., Awaitable[dict[str, Any]]]) -> Callable[..., Awaitable[Any]]:
         async def endpoint(raw_request: Any) -> Any:
             try:
+                if "json" not in raw_request.headers.get("content-type", ""):
+                    raise ValueError("Send the body as JSON, with the header Content-Type: application/json.")
                 content = await raw_request.json()
                 return JSONResponse(await action(raw_request.app.state.engine_client, content))
             except (ValueError, RecursionError) as error:  # of the body as well as of what it asks for

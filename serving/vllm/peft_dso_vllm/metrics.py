@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -29,7 +30,9 @@ def _counters() -> tuple[Any, Any, Any]:
 
 def _steered(request: Any) -> tuple[str, ...]:
     params = request.sampling_params
-    return tuple((params.extra_args or {}).get(FIELD, ())) if params is not None else ()
+    strengths = (params.extra_args or {}).get(FIELD) if params is not None else None
+    # Anything else is of a request that came past the input processor; the engine checks it.
+    return tuple(strengths) if isinstance(strengths, Mapping) else ()
 
 
 def count_request(processor: Any, request: Any) -> Any:

@@ -30,7 +30,7 @@ class StrengthError(ValueError):
 
     def __init__(self, message: str, parameter: str = FIELD) -> None:
         super().__init__(message)
-        self.parameter = parameter[:120]
+        self.parameter = parameter.encode("ascii", "backslashreplace").decode()[:120]
 
 
 def shown(value: Any) -> str:

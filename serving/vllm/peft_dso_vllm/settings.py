@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .adapters import Adapter, locate, read_adapter
@@ -24,11 +24,17 @@ class Settings:
         slots (`list[Adapter | None]`): the adapter in each slot.
         default (`dict[str, float]`): strengths by adapter, without zeros, of a request without the field.
         unnamed (`str`, *optional*): the adapter that a plain number means.
+        changeable (`bool`): whether clients may load and unload adapters: where "slots" was written.
     """
 
     slots: list[Adapter | None]
     default: dict[str, float]
     unnamed: str | None
+    changeable: bool = False
+
+    def copy(self) -> Settings:
+        """What is loaded now."""
+        return replace(self, slots=list(self.slots))
 
     @property
     def adapters(self) -> dict[str, Adapter]:
@@ -125,8 +131,8 @@ def pinned(raw: Any) -> dict[str, Any]:
             `revision` and `subfolder`), and if wanted `default` (a number or strengths by adapter) and `slots`.
 
     Returns:
-        `dict[str, Any]`: `slots`, `default` and `unnamed` of [`Settings`], of plain JSON values. A value that has
-            been pinned is returned as it is.
+        `dict[str, Any]`: `slots`, `default`, `unnamed` and `changeable` of [`Settings`], of plain JSON values. A value
+            that has been pinned is returned as it is.
 
     Raises:
         ValueError: something in it is unknown or not usable.
@@ -166,6 +172,7 @@ def pinned(raw: Any) -> dict[str, Any]:
         "slots": [adapter.to_json() for adapter in adapters] + [None] * (slots - len(adapters)),
         "default": {name: value for name, value in default.items() if value != 0},
         "unnamed": unnamed,
+        "changeable": "slots" in raw,
     }
 
 
@@ -228,4 +235,4 @@ def settings_of(vllm_config: Any) -> Settings | None:
         return None
     raw = pinned(additional[KEY])
     slots = [Adapter(**entry) if entry is not None else None for entry in raw["slots"]]
-    return Settings(slots, dict(raw["default"]), raw["unnamed"])
+    return Settings(slots, dict(raw["default"]), raw["unnamed"], raw["changeable"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from .adapters import Adapter
 from .settings import Settings, open_adapter
 
 
+logger = logging.getLogger("vllm.peft_dso")
 PATHS = ("/v1/load_dso_adapter", "/v1/unload_dso_adapter")
 
 
@@ -51,6 +53,8 @@ def load(core: Any, entries: list[dict[str, Any]]) -> str | None:
     Returns:
         `str`: what stands against it; `None` where they are loaded.
     """
+    if asleep := _asleep(core):
+        return asleep
     adapters = [Adapter(**entry) for entry in entries]
     try:
         for adapter in adapters:
@@ -66,6 +70,30 @@ def load(core: Any, entries: list[dict[str, Any]]) -> str | None:
     return None
 
 
+def in_use(core: Any, name: str) -> str | None:
+    """
+    What stands against unloading an adapter.
+
+    Args:
+        core (`EngineCore`): the engine core.
+        name (`str`): the adapter.
+
+    Returns:
+        `str`: the reason; `None` where it can be unloaded.
+    """
+    if asleep := _asleep(core):
+        return asleep
+    try:
+        occupied = core.dso.occupied(name)
+    except ValueError as error:
+        return str(error)
+    names = {core.dso.slots[slot].name for slot in occupied}
+    running = sum(bool(names & set(getattr(request, "dso", ()))) for request in core.scheduler.requests.values())
+    if running:
+        return f"{running} requests are running with {name!r}. Try again when they are done."
+    return None
+
+
 def unload(core: Any, name: str) -> str | None:
     """
     Unload an adapter that no request is running with.
@@ -77,15 +105,16 @@ def unload(core: Any, name: str) -> str | None:
     Returns:
         `str`: what stands against it; `None` where it is unloaded.
     """
-    try:
-        occupied = core.dso.occupied(name)
-    except ValueError as error:
-        return str(error)
-    names = {core.dso.slots[slot].name for slot in occupied}
-    running = sum(bool(names & set(getattr(request, "dso", ()))) for request in core.scheduler.requests.values())
-    if running:
-        return f"{running} requests are running with {name!r}. Try again when they are done."
-    _empty(core, occupied)
+    reason = in_use(core, name)
+    if reason is None:
+        _empty(core, core.dso.occupied(name))
+    return reason
+
+
+def _asleep(core: Any) -> str | None:
+    """The vectors lie in memory that a sleeping engine has given back."""
+    if getattr(core.model_executor, "is_sleeping", False):
+        return "The engine sleeps. Wake it up first (/wake_up)."
     return None
 
 
@@ -165,6 +194,13 @@ def _call(engine: Any, method: str, argument: Any) -> str | None:
     return core.call_utility(method, argument)
 
 
+def _changeable(engine: Any) -> Settings:
+    settings = _settings(engine)
+    if not settings.changeable:
+        raise ValueError('Adapters are loaded and unloaded only where the server was started with "slots".')
+    return settings
+
+
 async def load_over_http(engine: Any, body: Any) -> dict[str, Any]:
     """
     `POST /v1/load_dso_adapter` with `name`, `path` and perhaps `revision` and `subfolder`.
@@ -179,12 +215,12 @@ async def load_over_http(engine: Any, body: Any) -> dict[str, Any]:
     Raises:
         ValueError: as [`load_adapter`].
     """
-    settings = _settings(engine)
+    settings = _changeable(engine)
     if not isinstance(body, dict) or not {"name", "path"} <= set(body) <= {"name", "path", "revision", "subfolder"}:
         raise ValueError('The body must be {"name": ..., "path": ...}, and perhaps "revision" and "subfolder".')
     source = {key: value for key, value in body.items() if key != "name"}
+    adapters = await asyncio.to_thread(_opened, settings, body["name"], source)  # which may take long
     async with _lock(engine):
-        adapters = await asyncio.to_thread(_opened, settings, body["name"], source)
         answers = await _call_all(engine, "dso_load", [adapter.to_json() for adapter in adapters])
         problem = next((answer for answer in answers if answer), None)
         if problem:
@@ -192,6 +228,8 @@ async def load_over_http(engine: Any, body: Any) -> dict[str, Any]:
                 await _call_all(engine, "dso_unload", body["name"])
             raise ValueError(problem)
         settings.place(adapters)
+    for adapter in adapters:
+        logger.info("Loaded the DSO adapter %s from %s, sha256 %s", adapter.name, adapter.path, adapter.sha256)
     return {"adapters": sorted(settings.adapters)}
 
 
@@ -201,7 +239,7 @@ async def unload_over_http(engine: Any, body: Any) -> dict[str, Any]:
 
     New requests are refused at once, and the adapter is unloaded if none is running with it.
     """
-    settings = _settings(engine)
+    settings = _changeable(engine)
     if not isinstance(body, dict) or set(body) != {"name"}:
         raise ValueError('The body must be {"name": ...}.')
     async with _lock(engine):
@@ -209,16 +247,29 @@ async def unload_over_http(engine: Any, body: Any) -> dict[str, Any]:
         kept = [settings.slots[slot] for slot in occupied]
         for slot in occupied:
             settings.slots[slot] = None
-        answers = await _call_all(engine, "dso_unload", body["name"])
-        problem = next((answer for answer in answers if answer), None)
-        if problem:
-            # Engines that have unloaded it take it back, so that all serve the same.
-            if not all(answers):
-                await _call_all(engine, "dso_load", [adapter.to_json() for adapter in kept if adapter is not None])
-            for slot, adapter in zip(occupied, kept, strict=False):
+        unloaded = False
+        try:
+            # All are asked first: an engine that unloads it while another refuses would end requests for nothing.
+            for method in ("dso_in_use", "dso_unload"):
+                answers = await _call_all(engine, method, body["name"])
+                if problem := next((answer for answer in answers if answer), None):
+                    if method == "dso_unload" and not all(answers):
+                        await _take_back(engine, kept)
+                    raise ValueError(problem)
+            unloaded = True
+        finally:
+            for slot, adapter in zip(occupied, kept, strict=False) if not unloaded else ():
                 settings.slots[slot] = adapter
-            raise ValueError(problem)
+    logger.info("Unloaded the DSO adapter %s", body["name"])
     return {"adapters": sorted(settings.adapters)}
+
+
+async def _take_back(engine: Any, kept: list[Adapter | None]) -> None:
+    """Have the engines that unloaded an adapter load it again, so that all serve the same."""
+    answers = await _call_all(engine, "dso_load", [adapter.to_json() for adapter in kept if adapter is not None])
+    lost = [answer for answer in answers if answer and "already" not in answer]
+    if lost:
+        logger.error("The engines no longer serve the same adapters, start the server again: %s", lost[0])
 
 
 def _lock(engine: Any) -> asyncio.Lock:

@@ -143,6 +143,8 @@ def test_a_file_that_changes_after_it_was_pinned_is_refused(adapter):
         ("/v1/embeddings/", b'{"steering_strength": 1}', False),
         ("/v1/embeddings", rb'{"\u0064so_strength": 1}', False),
         ("/v1/embeddings", b'{"dso_strength": ' + b"[" * 10**5, True),
+        ("/inference/v1/generate", b'{"sampling_params": {"dso_strength": 1}}', False),
+        ("/v1/embeddings", b'{"input": {"dso_strength": 1}}', True),
         ("/v1/chat/completions", b'{"dso_strength": 1}', True),
         ("/tokenize", b'{"dso_strength": 1}', True),
     ],
@@ -171,6 +173,105 @@ def test_the_middleware_passes_a_body_on_as_it_came_or_answers_400(path, body, p
     asyncio.run(RefuseDroppedFields(app)(scope, receive, send))
     assert seen == (incoming if passed else [])
     assert [message.get("status") for message in sent] == ([] if passed else [400, None])
+
+
+@pytest.mark.parametrize(
+    "kind, size, status", [(b"multipart/form-data", 2**25, None), (b"application/json", 2**25, 413)]
+)
+def test_the_middleware_holds_no_endless_body(kind, size, status):
+    from peft_dso_vllm.http import RefuseDroppedFields
+
+    taken, sent = [], []
+
+    async def app(scope, receive, send):
+        taken.append(await receive())
+
+    async def receive():
+        return {"type": "http.request", "body": b" " * 2**20, "more_body": True}
+
+    async def send(message):
+        sent.append(message.get("status"))
+
+    scope = {"type": "http", "method": "POST", "path": "/nowhere", "headers": [(b"Content-Type", kind)]}
+    asyncio.run(RefuseDroppedFields(app)(scope, receive, send))
+    assert len(taken) == (status is None) and sent[:1] == ([status] if status else [])
+
+
+def test_a_field_where_the_openai_package_has_it_is_refused():
+    from types import SimpleNamespace
+
+    from peft_dso_vllm.http import with_fields
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    request = SimpleNamespace(model_extra={"extra_body": {"dso_strength": 0.4}})
+    with pytest.raises(VLLMValidationError, match="top level"):
+        with_fields(SamplingParams(), request)
+
+
+def test_a_request_past_the_input_processor_is_not_counted_by_letters():
+    from types import SimpleNamespace
+
+    from peft_dso_vllm.metrics import _steered
+
+    for value, names in ((0.4, ()), ("fair", ()), ({"fair": 0.4}, ("fair",))):
+        assert _steered(SimpleNamespace(sampling_params=SimpleNamespace(extra_args={"dso_strength": value}))) == names
+
+
+def test_clients_change_adapters_where_slots_were_given_only(adapter):
+    from types import SimpleNamespace
+
+    from peft_dso_vllm.slots import load_over_http, unload_over_http
+
+    for more, allowed in (({}, False), ({"slots": 1}, True)):
+        found = settings({"adapters": {"fair": adapter("fair", 1.0)}, "default": {}, **more})
+        assert found.changeable == allowed
+        parallel = SimpleNamespace(_api_process_count=1)
+        engine = SimpleNamespace(
+            input_processor=SimpleNamespace(dso=found), vllm_config=SimpleNamespace(parallel_config=parallel)
+        )
+        for call in (load_over_http, unload_over_http):
+            with pytest.raises(ValueError, match="The body must be" if allowed else 'started with "slots"'):
+                asyncio.run(call(engine, {}))
+
+
+def test_a_copy_of_the_settings_keeps_what_was_loaded(adapter):
+    found = settings({"adapters": {"fair": adapter("fair", 1.0)}})
+    before = found.copy()
+    found.slots[0] = None
+    assert before.identities({"fair": 1.0}) and not found.identities({"fair": 1.0})
+
+
+def test_refusing_engines_keep_an_adapter_that_is_in_use(adapter):
+    """Two engines, one busy: the idle one does not unload, and the front end goes on serving."""
+    from types import SimpleNamespace
+
+    from peft_dso_vllm.slots import unload_over_http
+
+    found = settings({"adapters": {"fair": adapter("fair", 1.0)}, "default": {}, "slots": 1})
+    calls = []
+
+    class Core:
+        async def call_utility_all_async(self, method, argument):
+            calls.append(method)
+            return [None, "1 requests are running with 'fair'."]
+
+    engine = SimpleNamespace(
+        input_processor=SimpleNamespace(dso=found), engine_core=Core(),
+        vllm_config=SimpleNamespace(parallel_config=SimpleNamespace(_api_process_count=1)),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="are running"):
+        asyncio.run(unload_over_http(engine, {"name": "fair"}))
+    assert calls == ["dso_in_use"] and list(found.adapters) == ["fair"]
+
+
+@pytest.mark.parametrize("name, size", [("adapter_config.json", 2**21), ("adapter_model.safetensors", 2**29)])
+def test_files_that_are_no_adapters_are_not_read(adapter, name, size):
+    folder = adapter("fair", 1.0)
+    with open(f"{folder}/{name}", "r+b") as file:
+        file.truncate(size)
+    with pytest.raises(ValueError, match=f"{name} in .* has {size} bytes"):
+        pinned({"adapters": {"fair": folder}})
 
 
 def test_it_needs_neither_peft_nor_the_package():
