@@ -223,8 +223,9 @@ def test_clients_change_adapters_where_slots_were_given_only(adapter):
 
     from peft_dso_vllm.slots import load_over_http, unload_over_http
 
+    folder = adapter("fair", 1.0)
     for more, allowed in (({}, False), ({"slots": 1}, True)):
-        found = settings({"adapters": {"fair": adapter("fair", 1.0)}, "default": {}, **more})
+        found = settings({"adapters": {"fair": folder}, "default": {}, **more})
         assert found.changeable == allowed
         parallel = SimpleNamespace(_api_process_count=1)
         engine = SimpleNamespace(
