@@ -1,11 +1,17 @@
-"""Lists of numbers on the command line."""
+"""Parts of the command line: lists of numbers, names of adapters, whether a base shows a bias."""
 
 import argparse
+import math
 
 import pytest
+import torch
 
 from peft_dso.cli import strength_list
+from peft_dso.cli.app import adapter_names
 from peft_dso.cli.arguments import joined_lists
+from peft_dso.cli.train import shows_bias
+from peft_dso.evaluation import StrengthResult
+from peft_dso.evaluation.measures import Measure
 
 
 def test_lists_that_begin_with_a_minus():
@@ -33,3 +39,19 @@ def test_lists_of_strengths(text, expected):
 def test_wrong_lists_of_strengths(text):
     with pytest.raises(argparse.ArgumentTypeError, match="no list of strengths"):
         strength_list(text)
+
+
+@pytest.mark.parametrize(
+    ("bias", "corrected", "expected"),
+    [((0.9, 0.1), math.nan, True), ((0.3, 0.02), 0.28, True), ((0.05, 0.02), 0.03, False), ((0.0, 0.0), 0.0, False)],
+)
+def test_whether_a_base_shows_a_bias(bias, corrected, expected):
+    """Also where its floor cannot be told, since no occupation has two questions."""
+    measures = {"bias": Measure(*bias, 10), "bias_corrected": Measure(corrected, bias[1], 10)}
+    assert shows_bias(StrengthResult(0.0, measures)) == expected
+
+
+def test_names_of_adapters_that_a_module_can_hold(tmp_path):
+    for name in ("train", "keys", "v1.0"):
+        (found,) = adapter_names([str(tmp_path / name)])
+        torch.nn.ModuleDict()[found] = torch.nn.Identity()
