@@ -120,7 +120,9 @@ def shows_bias(result: Any) -> bool:
     """
     measures = result.measures
     for name in ("bias", "bias_first_choice"):
-        above = measures[f"{name}_corrected"].value if f"{name}_corrected" in measures else 0.0
+        if f"{name}_corrected" not in measures:
+            continue
+        above = measures[f"{name}_corrected"].value
         if math.isnan(above) and not math.isnan(measures[name].value):
             return True
         if above > 2 * measures[name].standard_error:
