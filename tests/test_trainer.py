@@ -150,11 +150,23 @@ def test_the_kl_is_to_the_base_also_when_training_goes_on(tmp_path):
     assert {p.name for p in (tmp_path / "adapter").iterdir() if p.is_dir()} == set()  # no "ref" adapter
     loaded = PeftModel.from_pretrained(leaning(), tmp_path / "adapter", is_trainable=True)
     assert same(vectors(loaded), vectors(job.model))
-    more = trainer(tmp_path, loaded, max_steps=1)
+    rows = tiny_questions()
+    expected = []
+    for row in rows:
+        ids = tiny_tokenizer()(row["prompt"], return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            steered = loaded(input_ids=ids).logits[0, -1].log_softmax(-1)
+            with loaded.disable_adapter():
+                base = loaded(input_ids=ids).logits[0, -1].log_softmax(-1)
+        expected.append(float((steered.exp() * (steered - base)).sum()))
+    each = len(rows) // len({row["occupation"] for row in rows})
+    more = trainer(  # all questions in its one batch
+        tmp_path, loaded, rows, max_steps=1, per_device_train_batch_size=len(rows), questions_per_occupation=each
+    )
     assert list(more.model.peft_config) == ["default"]
     more.train()
-    assert more.state.log_history[0]["kl"] == pytest.approx(job.state.log_history[-2]["kl"], rel=0.5)
-    assert float(more.state.log_history[0]["kl"]) > 1e-4  # to the adapter that was loaded it would be 0
+    assert sum(expected) / len(rows) > 1e-4  # to the adapter that was loaded it would be 0
+    assert float(more.state.log_history[0]["kl"]) == pytest.approx(sum(expected) / len(rows), rel=1e-3)
 
 
 def test_the_multiplier_holds_the_cap(tmp_path):
