@@ -35,7 +35,9 @@ def test_lists_of_strengths(text, expected):
     assert strength_list(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "a", "0,...,1", "0,0.3,...,1", "0,0,...,1", "...", "0,0.5,..."])
+@pytest.mark.parametrize(
+    "text", ["", "a", "0,...,1", "0,0.3,...,1", "0,0,...,1", "...", "0,0.5,...", "0,1e-320,...,1", "0,1e-9,...,1"]
+)
 def test_wrong_lists_of_strengths(text):
     with pytest.raises(argparse.ArgumentTypeError, match="no list of strengths"):
         strength_list(text)

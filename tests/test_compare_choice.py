@@ -205,3 +205,14 @@ def test_questions_that_stand_in_two_parts_are_divided_or_refused():
     assert all(names) and not (names[0] & names[2] or names[0] & names[1] or names[1] & names[2])
     with pytest.raises(ValueError, match="judged on what it was fitted"):
         check_parts(Parts(mine, mine, mine), [])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [(["--methods", ""], "Unknown method ''"), (["--neutral-texts", "-4"], "neutral-texts -4"),
+     (["--measure-on", "-1"], "measure-on -1")],
+)  # fmt: skip
+def test_options_that_mean_nothing_are_refused(tmp_path, capsys, more, message):
+    call = ["compare", "--model", "nowhere", "--questions", "pronouns", "--out", str(tmp_path)]
+    assert cli.main([*call, *more]) == 1
+    assert message in capsys.readouterr().err

@@ -53,11 +53,11 @@ def strength_list(text: str) -> list[float]:
         place = parts.index("...")
         first, second, last = float(parts[place - 2]), float(parts[place - 1]), float(parts[place + 1])
         steps = round((last - second) / (second - first))
-        if place < 2 or steps < 1 or abs(second + steps * (second - first) - last) > 1e-9:
+        if place < 2 or not 1 <= steps <= 1000 or abs(second + steps * (second - first) - last) > 1e-9:
             raise ValueError(text)
         between = [round(second + k * (second - first), 10) for k in range(1, steps)]
         return [float(p) for p in parts[:place]] + between + [float(p) for p in parts[place + 1 :]]
-    except (ValueError, IndexError, ZeroDivisionError):
+    except (ValueError, IndexError, ZeroDivisionError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of strengths such as 0,0.5,1 or 0,0.2,...,1") from None
 
 

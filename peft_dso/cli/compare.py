@@ -48,7 +48,10 @@ def run(options: argparse.Namespace) -> int:
     from ..models import load_base
     from ..questions import OCCUPATIONS, load_occupations, neutral_texts
 
-    methods = [m.name for m in chosen_methods(options.methods.split(",") if options.methods else None)]
+    for option in ("measure_on", "neutral_texts"):
+        if getattr(options, option) < 0:
+            raise ValueError(f"--{option.replace('_', '-')} {getattr(options, option)}: give 0 or more.")
+    methods = [m.name for m in chosen_methods(None if options.methods is None else options.methods.split(","))]
     measured = options.measure_on or None
     parts = parts_of(
         *(chosen_questions(options, split) for split in ("train", "validation", "test")),

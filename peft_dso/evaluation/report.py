@@ -63,10 +63,12 @@ def save_csv(report: Report, path: str | os.PathLike[str]) -> None:
 
 
 def save_report(report: Report, path: str | os.PathLike[str]) -> None:
-    """Write a report as JSON; NaN becomes null."""
-    with open(path, "w", encoding="utf-8") as file:
+    """Write a report as JSON, whole or not at all; NaN becomes null."""
+    unfinished = f"{os.fspath(path)}.unfinished"
+    with open(unfinished, "w", encoding="utf-8") as file:
         json.dump(plain(asdict(report)), file, indent=2, allow_nan=False)
         file.write("\n")
+    os.replace(unfinished, path)
 
 
 def load_report(path: str | os.PathLike[str]) -> Report:
