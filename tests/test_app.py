@@ -61,6 +61,16 @@ def written_alone(model, tokenizer, prompt, strength, length=12):
     return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
+def test_a_text_ends_where_learned_positions_end():
+    model, tokenizer = steered_model("gpt2"), tiny_tokenizer()
+    model.generation_config.eos_token_id = model.get_base_model().generation_config.eos_token_id = None
+    positions = model.config.max_position_embeddings
+    prompt = " ".join(["nurse"] * (positions - 8))
+    *_, (base, steered) = SteeredModel(model, tokenizer).write((prompt,) * 2, {"fair": 1.0}, max_new_tokens=48)
+    for text in (base, steered):
+        assert 0 < len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= 8
+
+
 def test_answers_are_what_the_model_says_at_either_strength():
     model, tokenizer = steered_model(adapters=("fair", "other")), tiny_tokenizer()
     steered = SteeredModel(model, tokenizer)

@@ -17,6 +17,7 @@ from ..scoring import (
     encode_question,
     lay_out,
     lay_out_pictured,
+    positions_limit,
     score_layout,
 )
 from ..scoring.forward import PicturedQuestions, PlainQuestions
@@ -70,8 +71,8 @@ class SteeredModel:
         # PeftModel.set_adapter takes one name, that of its tuner and that of a plain model several.
         (model.base_model if hasattr(model, "get_base_model") else model).set_adapter(list(self.adapters))
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        self.longest_prompt = min(longest_prompt, (positions or longest_prompt + 1) - 1)
-        self.positions = positions
+        self.longest_prompt = min(longest_prompt, positions or longest_prompt)
+        self.positions = positions_limit(self.model)
         self.longest_text = longest_text
         self.turns = Turns(self.model, self.adapters)
 
