@@ -74,7 +74,9 @@ def draw_sheet(file: Path) -> None:
 def settings_of(steps: int) -> tuple[dict, dict]:
     """The trainer's settings by enumeration and by sampling."""
     common = {
-        "max_steps": steps, "max_kl": None, "beta": 0.0, "retain_batch_size": 32, "retain_coef": 0.7,
+        "max_steps": steps, "max_kl": None, "max_kl_ratio": None, "beta": 0.0, "retain_batch_size": 32,
+        "retain_coef": 0.7,
+        "neutral_coef": 0.0,  # its vocabulary is that of its questions: any other text is <unk> throughout
         "step_unit": "plain",  # a tiny model, whose learning rates below were found in this unit
     }  # fmt: skip
     exact = {
