@@ -7,7 +7,6 @@ comparison that was interrupted goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from ..evaluation import Report, load_report, save_report, sweep
 from ..questions import OCCUPATIONS, Occupation
 from ..tuner.sites import fingerprint
 from .adapters import biases_meant
+from .claims import claim, weights_mark
 from .methods import METHODS, Method, chosen_methods
 from .parts import Parts, check_model, check_parts, digest
 from .prompting import WORDINGS, choose_prompt, prompts
@@ -117,7 +117,7 @@ def compare(
     check_parts(parts, chosen, occupations)
     model, processor = load()
     check_model(model, processor, parts, chosen)
-    base = {**fingerprint(model), "dtype": str(model.dtype), "weights": _weights(model)}
+    base = {**fingerprint(model), "dtype": str(model.dtype), "weights": weights_mark(model)}
     del model
     folder = Path(out)
     changes = {name: dict(value) for name, value in (settings or {}).items()}
@@ -128,7 +128,7 @@ def compare(
         "neutral texts": len(neutral or ()),
     }
     found = Comparison(description={**(description or {}), **counted})
-    _claim(
+    claim(
         folder,
         {
             "description": dict(description or {}),
@@ -155,35 +155,6 @@ def compare(
         if method not in chosen:
             work.found_before(method, found)
     return found
-
-
-def _weights(model: Any) -> str:
-    """Sixteen letters that stand for the weights of a model: for some values of each."""
-    seen = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if parameter.device.type != "meta":
-            some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
-            seen.update(name.encode() + some.float().cpu().numpy().tobytes())
-    return seen.hexdigest()[:16]
-
-
-def _claim(folder: Path, mark: dict[str, Any]) -> None:
-    """Note what the folder's fits are of, or refuse a folder whose fits are of something else."""
-    path = folder / "comparison.json"
-    if path.is_file():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            differing = [key for key in mark if before.get(key) != json.loads(json.dumps(mark[key]))]
-        except (ValueError, AttributeError):
-            raise ValueError(f"{path} is not a record of a comparison. Give another folder, or delete it.") from None
-        if differing:
-            raise ValueError(
-                f"{folder} holds a comparison that differs in {', '.join(differing)}: its fits would not be of these "
-                "questions. Give another folder, or delete it."
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass

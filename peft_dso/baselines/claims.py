@@ -1,0 +1,37 @@
+"""What the folder of a comparison belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def weights_mark(model: Any) -> str:
+    """Sixteen letters that stand for the weights of a model: for some values of each."""
+    seen = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "meta":
+            some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
+            seen.update(name.encode() + some.float().cpu().numpy().tobytes())
+    return seen.hexdigest()[:16]
+
+
+def claim(folder: Path, mark: dict[str, Any]) -> None:
+    """Note what the folder's fits are of, or refuse a folder whose fits are of something else."""
+    path = folder / "comparison.json"
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            differing = [key for key in mark if before.get(key) != json.loads(json.dumps(mark[key]))]
+        except (ValueError, AttributeError):
+            raise ValueError(f"{path} is not a record of a comparison. Give another folder, or delete it.") from None
+        if differing:
+            raise ValueError(
+                f"{folder} holds a comparison that differs in {', '.join(differing)}: its fits would not be of these "
+                "questions. Give another folder, or delete it."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
