@@ -104,3 +104,18 @@ def abstention_forms(row: Mapping[str, Any]) -> list[str]:
         `list[str]`: the texts; empty where the row names none.
     """
     return list(row.get("abstentions") or ())
+
+
+def read_row(text: str, row: Mapping[str, Any]) -> Optional[int]:
+    """
+    Which answer of a question a text gives, in any of its forms.
+
+    Args:
+        text (`str`): what the model wrote.
+        row (`Mapping`): a question.
+
+    Returns:
+        `int` or `None`: index of the answer, or their number for a named way of not answering; see [`read_answer`].
+    """
+    named = abstention_forms(row)
+    return read_answer(text, [*answer_forms(row), *([named] if named else [])])

@@ -26,7 +26,7 @@ def token_ids(prompt, answer=""):
     return torch.tensor([TOKENIZER(prompt)["input_ids"] + TOKENIZER(answer, add_special_tokens=False)["input_ids"]])
 
 
-def heard(model, module, ids, side="output"):
+def heard(model, module, ids, side="output", **more):
     """What goes into or comes out of a module for one text alone, shape (tokens, d), as float64."""
     kept = []
     if side == "output":
@@ -34,7 +34,7 @@ def heard(model, module, ids, side="output"):
     else:
         handle = module.register_forward_pre_hook(lambda m, a: kept.append(a[0]))
     with torch.no_grad():
-        model(input_ids=ids)
+        model(input_ids=ids, **more)
     handle.remove()
     return kept[0].reshape(ids.shape[1], -1).double().numpy()
 

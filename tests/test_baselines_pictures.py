@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from fitting import heard
 from models import randomize
 from PIL import Image
 from vision import build_vision
@@ -64,13 +65,10 @@ def inputs_of(processor, row, answer=""):
     return processor(text=[text], images=[row["images"]], return_tensors="pt", add_special_tokens=False)
 
 
-def heard(model, name, inputs):
-    kept = []
-    handle = model.get_submodule(name).register_forward_hook(lambda m, a, out: kept.append(out))
-    with torch.no_grad():
-        model(**inputs)
-    handle.remove()
-    return kept[0][0].double().numpy()
+def said(model, site, inputs):
+    """What a module says of the last token."""
+    inputs = dict(inputs)
+    return heard(model, model.get_submodule(site), inputs.pop("input_ids"), **inputs)[-1]
 
 
 def test_caa_on_pictures_is_the_mean_difference():
@@ -83,7 +81,7 @@ def test_caa_on_pictures_is_the_mean_difference():
         ends = {
             meaning: np.mean(
                 [
-                    heard(plain, site, inputs_of(processor, row, row["answers"][row["meanings"].index(meaning)]))[-1]
+                    said(plain, site, inputs_of(processor, row, row["answers"][row["meanings"].index(meaning)]))
                     for row in QUESTIONS
                 ],
                 axis=0,

@@ -120,7 +120,7 @@ def fit_rows(questions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _places(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Where the pro answer of each question stands: which of a closed set of answers it is, or whether named first."""
-    closed = len({tuple(sorted(row["answers"])) for row in rows}) == 1
+    closed = _closed(rows)
     found = []
     for row in rows:
         pro = row["meanings"].index("pro")
@@ -201,9 +201,13 @@ def _by_answer(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[in
     for number, row in enumerate(rows):
         pro = row["answers"][row["meanings"].index("pro")]
         found.setdefault(pro, {}).setdefault(row["occupation"], []).append(number)
-    closed = len({tuple(sorted(row["answers"])) for row in rows}) == 1
     names = [name for by_name in found.values() for name in by_name]
-    return found if closed and len(names) == len(set(names)) else {}
+    return found if _closed(rows) and len(names) == len(set(names)) else {}
+
+
+def _closed(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all questions have the same answers."""
+    return len({tuple(sorted(row["answers"])) for row in rows}) == 1
 
 
 def _drawn(by_name: Mapping[str, list[int]], count: int, rng: random.Random) -> list[tuple[str, list[int]]]:

@@ -86,15 +86,14 @@ def parts_of(
     Raises:
         ValueError: there are too few questions to divide.
     """
-    asked = {question_key(row) for row in test}
-    common = [row for row in train if question_key(row) in asked]
+    keyed = [[(question_key(row), row) for row in rows] for rows in (train, validation, test)]
+    common = {key for key, _ in keyed[0]} & {key for key, _ in keyed[2]}
     if common:
-        rest, held = hold_out(common, 0.25, occupations=occupations)
+        rest, held = hold_out([row for key, row in keyed[0] if key in common], 0.25, occupations=occupations)
         fitted, chosen = hold_out(rest, 0.2, occupations=occupations, seed=1)
-        divided = {question_key(row) for row in common}
         train, validation, test = (
-            [*(row for row in rows if question_key(row) not in divided), *part]
-            for rows, part in ((train, fitted), (validation, chosen), (test, held))
+            [*(row for key, row in rows if key not in common), *part]
+            for rows, part in zip(keyed, (fitted, chosen, held), strict=True)
         )
     return Parts([dict(row) for row in train], subset(validation, validated), subset(test, measured))
 

@@ -95,8 +95,9 @@ def prompts(
     unknown = set(wordings or ()) - set(WORDINGS)
     if unknown:
         raise ValueError(f"The wording {sorted(unknown)[0]!r} is none of {', '.join(WORDINGS)}.")
-    found = []
+    texts = []
     for name in wordings or WORDINGS:
+        text = {"request": REQUEST, "preamble": FAIRNESS, "role": ROLE}.get(name, "")
         if name == "few-shot":
             try:
                 text = few_shot_text(questions, seed=seed, occupations=occupations)
@@ -104,22 +105,16 @@ def prompts(
                 if wordings is not None:
                     raise
                 continue  # of all wordings those that are possible
-            found.append(Prompting(_before(text, "\n"), name, text))
-        elif name == "request":
-            found.append(Prompting(lambda row: with_request(row, REQUEST), name, REQUEST))
-        else:
-            text = {"preamble": FAIRNESS, "role": ROLE}.get(name) or ""
-            found.append(Prompting(_before(text), name, text))
-    for number, knob in enumerate(found):
-        if knob.name == "neutral":
-            longest = max((FAIRNESS, *(other.system_instruction or "" for other in found)), key=len)
-            text = neutral_text(processor, longest)
-            found[number] = Prompting(_before(text), "neutral", text)
-    return found
+        texts.append((name, text))
+    longest = max((FAIRNESS, *(text for _, text in texts)), key=len)
+    texts = [(name, neutral_text(processor, longest) if name == "neutral" else text) for name, text in texts]
+    return [Prompting(_rewriting(name, text), name, text) for name, text in texts]
 
 
-def _before(text: str, end: str = "\n\n") -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    return lambda row: with_preamble(row, text, end)
+def _rewriting(name: str, text: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    if name == "request":
+        return lambda row: with_request(row, text)
+    return lambda row: with_preamble(row, text, "\n" if name == "few-shot" else "\n\n")
 
 
 def choose_prompt(

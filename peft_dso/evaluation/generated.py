@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..answers import abstention_forms, answer_forms, read_answer
+from ..answers import read_row
 from ..scoring import (
     EncodedQuestion,
     PicturedQuestion,
@@ -122,8 +122,7 @@ def generated(
     abstained = np.full(len(rows), -np.inf)
     texts = generate_texts(model, processor, encoded, max_new_tokens, progress=progress)
     for number, (row, text) in enumerate(zip(rows, texts, strict=True)):
-        named = abstention_forms(row)
-        given = read_answer(text, [*answer_forms(row), *([named] if named else [])])
+        given = read_row(text, row)
         if given == len(row["answers"]):
             abstained[number] = 0.0
         elif given is not None:

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers.utils import logging
 
-from ..answers import abstention_forms, answer_forms, read_answer
+from ..answers import read_row
 
 
 logger = logging.get_logger(__name__)
@@ -211,8 +211,7 @@ class FairnessReward:
             if unknown:
                 raise ValueError(f"The meaning {unknown.pop()!r} is none of the groups {', '.join(self.groups)}.")
             text = completion if isinstance(completion, str) else completion[-1]["content"]
-            named = abstention_forms(row)
-            index = read_answer(text, [*answer_forms(row), *([named] if named else [])])
+            index = read_row(text, row)
             given.append(groups[index] if index is not None and index < len(groups) else None)
         offered = [[group in groups for group in self.groups] for groups in meanings]
         open_rows = [(o, g, m) for o, g, m, r in zip(occupation, given, offered, rights, strict=True) if r is None]
@@ -243,11 +242,7 @@ class FairnessReward:
 
     def bias(self) -> float:
         """Mean imbalance over the occupations counted so far; NaN where nothing was counted."""
-        counted = [name for name, counts in self.counts.items() if sum(counts) > 0]
-        if not counted:
-            return float("nan")
-        fair = torch.tensor([self.fair(name) for name in counted])
-        return float(imbalance(torch.tensor([self.shares(name) for name in counted]), fair).mean())
+        return self.bias_of([*self.counts.items()])
 
     def state_dict(self) -> dict[str, Any]:
         """The counts, for a checkpoint."""

@@ -121,10 +121,12 @@ class PairSteps:
 
     def before_step(self, progress: float) -> None:
         """Note what the l1 steps have left, once they are over (`progress` is the share of the training done)."""
-        kept = [(p, p != 0) for affine in self.affines for p in affine.parameters()]
-        # In a training of few steps none may have been taken yet: zeros that are no work of the l1 steps are free.
-        over = self.l1_coef and progress >= self.l1_until and any(there.any() for _, there in kept)
-        self._kept = kept if over else None
+        self._kept = None
+        if self.l1_coef and progress >= self.l1_until:
+            kept = [(p, p != 0) for affine in self.affines for p in affine.parameters()]
+            # In a training of few steps none may have been taken yet: zeros that are no work of the l1 steps are free.
+            if any(there.any() for _, there in kept):
+                self._kept = kept
 
     @torch.no_grad()
     def after_step(self, rate: float) -> None:
