@@ -138,6 +138,26 @@ def test_scores_are_those_of_single_passes(name):
                     torch.testing.assert_close(scores.decision[row].double(), decision, rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_half_precision_does_not_change_what_a_model_reads(name):
+    make, reads = KINDS[name]
+    assert reads_tries(lively(make).to(torch.bfloat16), SEVERAL) == reads
+
+
+@pytest.mark.parametrize("size, reads", [(0.15, True), (1.0, False)])
+def test_what_rounding_may_do_and_what_no_mask_does(size, reads):
+    """Noise of the size that bfloat16 makes of real models' logits, and of that of a mask that is not honoured."""
+    model = randomize(build("llama")).to(torch.bfloat16)
+
+    def noisy(module, args, out):
+        logits = out.logits.float()
+        out.logits = logits + size * logits.std() * torch.randn(logits.shape, generator=generator)
+
+    generator = torch.Generator().manual_seed(0)
+    model.register_forward_hook(noisy)
+    assert reads_tries(model, SEVERAL) == reads
+
+
 def test_encoder_decoders_are_refused():
     with pytest.raises(ValueError, match="T5ForConditionalGeneration is an encoder-decoder"):
         next(score(build("t5"), ONE))

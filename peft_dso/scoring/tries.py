@@ -19,7 +19,7 @@ from .terms import terms_of
 _STEM, _BRANCH = 32, 6
 
 
-def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], tolerance: Optional[float] = None) -> bool:
+def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], half: Optional[bool] = None) -> bool:
     """
     Whether packing gives what the prompts alone give: tried, because whether an architecture honours a mask and
     positions of one's own (a rotary model does, ALiBi and a recurrent state do not) cannot be read off its config.
@@ -30,9 +30,7 @@ def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], toleranc
     Args:
         model (`nn.Module`): a causal language model.
         questions (`Sequence[EncodedQuestion]`): the questions to come; those with pictures are passed over.
-        tolerance (`float`, *optional*): allowed difference of the log-probabilities after any of the prompts, as a
-            share of how much they differ between the prompts (root mean squares); default 0.001, and 0.1 for a model
-            in half precision.
+        half (`bool`, *optional*): whether the model computes in half precision; default whether its weights are in it.
 
     Returns:
         `bool`: `False` also when the model refuses such a mask, and where there is no question without a picture.
@@ -44,8 +42,8 @@ def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], toleranc
     if not questions:
         return False
     check_readable(model, questions)
-    if tolerance is None:
-        tolerance = 0.001 if compute_dtype(model) in (torch.float32, torch.float64) else 0.1
+    if half is None:
+        half = compute_dtype(model) not in (torch.float32, torch.float64)
     tried = [EncodedQuestion(prompt, ()) for prompt in _tried(questions)]
     with evaluating(model), torch.no_grad():
         try:
@@ -55,9 +53,14 @@ def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], toleranc
         except Exception:  # of whatever kind: the mask has a form that is none of this model's
             return False
         plain = score_plain(model, tried).decision
+        alone = torch.cat([score_plain(model, [question]).decision for question in tried]) if half else plain
     spread = (plain - plain.mean(0)).square().mean().sqrt()
-    error = (packed - plain).square().mean(1).sqrt().amax()
-    return bool(error <= tolerance * spread + 1e-5)
+    error, noise = ((other - plain).square().mean(1).sqrt().amax() for other in (packed, alone))
+    # In half precision rounding alone makes up to 0.09 of what prompts differ on real models, more or less with the
+    # number of threads, as does each prompt without the others; a mask or positions that are not honoured make 0.3 and
+    # more there, and less only where there is no noise to speak of.
+    allowed = (0.05 * spread + 4 * noise).clamp(max=0.3 * spread) if half else 0.001 * spread
+    return bool(error <= allowed + 1e-5)
 
 
 def _tried(questions: Sequence[EncodedQuestion]) -> list[tuple[int, ...]]:

@@ -75,6 +75,8 @@ class ObjectiveTrainer(PublishingTrainer):
     def probe_runs(self) -> Iterator[Callable[[], torch.Tensor]]:
         """What the model says next in more of those texts, and to those rows, a few at a time."""
         rows = [self.scorer.encode(row) for row in self.probe_rows()]
+        # What is said next is asked of the prompt alone: without the answers, and without a row for each.
+        rows = [EncodedQuestion(row.prompt, ()) if isinstance(row, EncodedQuestion) else row for row in rows]
         asked = (rows[n : n + 8] for n in range(0, len(rows), 8))
         yield from (partial(next_token_log_probs, self.model, text) for text in self.neutral[:PROBE_TEXTS])
         yield from (lambda few=few: self.scorer.score(self.model, few).decision for few in asked)

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
+from transformers.utils import logging
 
 from ..scoring import (
     EncodedQuestion,
@@ -24,6 +25,9 @@ from ..scoring import (
     score_batch,
 )
 from .reference import Reference
+
+
+logger = logging.get_logger(__name__)
 
 
 class Scorer:
@@ -76,8 +80,13 @@ class Scorer:
             rows (`Sequence[Mapping]`): such as those to come; the same on every process.
         """
         text = [q for q in map(self.encode, rows) if not isinstance(q, PicturedQuestion)]
-        mine = bool(text) and reads_tries(model, text, 0.1 if self.half else None)
+        mine = bool(text) and reads_tries(model, text, self.half or None)
         self.packs = all(gather_object([mine]))
+        if text and not self.packs:
+            logger.warning(
+                "This model does not read several texts in one row (a mask and positions of their own): every text "
+                "and every answer takes a row, several times the memory and the time. Smaller batches help."
+            )
 
     def score(self, model: nn.Module, encoded: Sequence[EncodedQuestion]) -> Scores:
         """One differentiable forward pass."""
