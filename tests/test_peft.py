@@ -68,6 +68,21 @@ def test_leaving_disable_adapter_keeps_an_inference_adapter_frozen(tmp_path):
     assert any(p.requires_grad for p in model.parameters())
 
 
+def test_what_is_chosen_while_the_steering_is_off_is_trained_afterwards():
+    model = steered(adapters=("default", "other"))
+    model.base_model.disable_adapter_layers()
+    model.set_adapter("other")
+    model.base_model.enable_adapter_layers()
+    assert {n.split(".")[-2] for n, p in model.named_parameters() if p.requires_grad} == {"other"}
+    model.base_model.disable_adapter_layers()
+    model.set_adapter("default", inference_mode=True)
+    model.base_model.enable_adapter_layers()
+    assert not any(p.requires_grad for p in model.parameters())
+    with model.disable_adapter():
+        pass
+    assert not any(p.requires_grad for p in model.parameters())
+
+
 def test_weighted_sum_is_exact():
     model = steered(adapters=("default", "other"))
     model.base_model.add_weighted_adapter(["default", "other"], [0.7, -0.2], "sum")
@@ -83,6 +98,8 @@ def test_weighted_sum_is_exact():
     ):  # fmt: skip
         with pytest.raises(ValueError):
             model.base_model.add_weighted_adapter(adapters, weights, name)
+    with pytest.raises(KeyError, match="half"):  # a module of torch cannot have such a name
+        model.base_model.add_weighted_adapter(["default"], [1.0], "half")
     assert set(model.peft_config) == {"default", "other", "sum"}
 
 

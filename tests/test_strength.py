@@ -124,6 +124,8 @@ def test_beams_from_the_generation_config():
         input_ids=ids(2), attention_mask=torch.ones(2, 5), generation_config=config, max_new_tokens=2, pad_token_id=0
     )
     assert out.shape == (2, 7)
+    out = model.generate(ids(2), config, attention_mask=torch.ones(2, 5), max_new_tokens=2, pad_token_id=0)
+    assert out.shape == (2, 7)
     assert {m.row_repeats for m in model.modules() if isinstance(m, DSOLayer)} == {1}
 
 

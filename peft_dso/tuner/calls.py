@@ -11,6 +11,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
+from transformers import GenerationConfig
 
 from .layer import DSOLayer
 from .strength import borrowed_turn, steering_strength
@@ -20,7 +21,9 @@ KEYWORD = "steering_strength"
 
 
 @contextmanager
-def call_settings(model: nn.Module, adapters: Collection[str], kwargs: Mapping[str, Any]) -> Iterator[None]:
+def call_settings(
+    model: nn.Module, adapters: Collection[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Iterator[None]:
     """
     Run a call under the settings that stand among its arguments, and restore what was there, also after an exception.
 
@@ -30,6 +33,7 @@ def call_settings(model: nn.Module, adapters: Collection[str], kwargs: Mapping[s
     Args:
         model (`nn.Module`): the model with the DSO layers.
         adapters (`Collection[str]`): the adapters that are loaded.
+        args (`Sequence[Any]`): of the call, among which may be the `GenerationConfig`.
         kwargs (`Mapping[str, Any]`): of the call: `steering_strength`, `adapter_names`, and what says how often each
             row is repeated (`num_beams`, `num_return_sequences`, `generation_config`).
 
@@ -37,7 +41,7 @@ def call_settings(model: nn.Module, adapters: Collection[str], kwargs: Mapping[s
         TypeError, ValueError: as [`set_steering_strength`]; or the two cannot be had here.
     """
     adapter_names: Optional[list[str]] = kwargs.get("adapter_names")
-    strength, repeats = kwargs.get(KEYWORD), _sequences_per_row(model, kwargs)
+    strength, repeats = kwargs.get(KEYWORD), _sequences_per_row(model, args, kwargs)
     layers = [module for module in model.modules() if isinstance(module, DSOLayer)]
     if adapter_names is not None:
         _check_adapter_names(model, adapters, adapter_names, layers)
@@ -151,9 +155,10 @@ def _check_adapter_names(
                 )
 
 
-def _sequences_per_row(model: nn.Module, kwargs: Mapping[str, Any]) -> int:
+def _sequences_per_row(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     """How often `generate` repeats each row, from its arguments or the model's generation config."""
-    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
+    given = next((value for value in args if isinstance(value, GenerationConfig)), None)
+    config = kwargs.get("generation_config") or given or getattr(model, "generation_config", None)
     values = (
         kwargs[key] if kwargs.get(key) is not None else getattr(config, key, None)
         for key in ("num_beams", "num_return_sequences")

@@ -44,7 +44,6 @@ class DSOLayer(nn.Module, BaseTunerLayer):
     active_adapters: Any
     merged_adapters: Any
     get_base_layer: Any
-    set_adapter: Any
     _active_adapter: Any
     _get_base_layer_device_and_dtype: Any
     # nn.ModuleDict of DSOAffine by adapter:
@@ -106,15 +105,24 @@ class DSOLayer(nn.Module, BaseTunerLayer):
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switch the steering on or off; switching it on again restores which adapters were trainable."""
-        if not enabled and self._trainable is None:
-            self._trainable = {
-                name: any(p.requires_grad for p in affine.parameters()) for name, affine in self.dso_affine.items()
-            }
-        super().enable_adapters(enabled)
-        if enabled and self._trainable is not None:
-            for name in self._trainable.keys() & self.dso_affine.keys():
-                self.dso_affine[name].requires_grad_(self._trainable[name])
-            self._trainable = None
+        kept, self._trainable = self._trainable, None
+        if kept is None and not enabled:
+            kept = self._trainability()
+        super().enable_adapters(enabled)  # which, when enabled, makes every active adapter trainable
+        if not enabled:
+            self._trainable = kept
+        elif kept is not None:
+            for name in kept.keys() & self.dso_affine.keys():
+                self.dso_affine[name].requires_grad_(kept[name])
+
+    def set_adapter(self, adapter_names: Any, inference_mode: bool = False) -> None:
+        """Choose the active adapters; what becomes trainable while the steering is off stays so when it is on again."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        if self._trainable is not None:
+            self._trainable = self._trainability()
+
+    def _trainability(self) -> dict[str, bool]:
+        return {name: any(p.requires_grad for p in affine.parameters()) for name, affine in self.dso_affine.items()}
 
     def active_affines(self) -> list[DSOAffine]:
         """The pairs of the active adapters that this site has."""

@@ -178,7 +178,7 @@ class DSOModel(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """What `PeftModel` runs `forward` and `generate` in: see [`~calls.call_settings`]."""
-        with call_settings(self.model, self.peft_config, kwargs):
+        with call_settings(self.model, self.peft_config, args, kwargs):
             yield
 
     # --- merging -----------------------------------------------------------------------------------------------------
@@ -252,7 +252,11 @@ class DSOModel(BaseTuner):
             learn_slope=any(config.learn_slope for config in configs),
             learn_shift=any(config.learn_shift for config in configs),
         )
-        self.inject_adapter(self.model, adapter_name)
+        try:
+            self.inject_adapter(self.model, adapter_name)
+        except Exception:  # such as a name that torch cannot give a module
+            del self.peft_config[adapter_name]
+            raise
         for site in sites:
             pairs = dict(layers[site].dso_affine.items())
             add_weighted(pairs[adapter_name], [pairs.get(name) for name in adapters], weights)
