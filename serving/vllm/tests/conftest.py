@@ -135,9 +135,10 @@ def sampling(strengths, **more):
     return SamplingParams(**{**options, **fields, **more})
 
 
-def run(llm, prompts: list[list[int]], params: list, **more) -> list[tuple[list[int], list[float]]]:
-    """Tokens and their log-probabilities of each request."""
-    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False, **more)
+def run(llm, prompts: list[list[int] | dict], params: list, **more) -> list[tuple[list[int], list[float]]]:
+    """Tokens and their log-probabilities of each request; a prompt is token ids, or what vLLM takes beside them."""
+    asked = [prompt if isinstance(prompt, dict) else {"prompt_token_ids": prompt} for prompt in prompts]
+    outputs = llm.generate(asked, params, use_tqdm=False, **more)
     results = []
     for output in outputs:
         tokens = list(output.outputs[0].token_ids)

@@ -32,4 +32,15 @@ PYTHON
   "$folder/bin/pip" install -q "pytest>=8" "pytest-asyncio>=0.24"
   touch "$folder/complete"
 fi
+# vLLM reads pictures with torchvision, whose wheel is built for CUDA: its operators cannot be loaded beside a torch for
+# CPUs, and what vLLM needs of it is Python. It lies apart, with the names of those operators, for the test that wants it.
+if [ ! -e "$folder/vision/sitecustomize.py" ]; then
+  "$folder/bin/pip" install -q --no-deps --target "$folder/vision" torchvision==0.28.0
+  cat > "$folder/vision/sitecustomize.py" <<'PYTHON'
+import torch
+
+for name in ("nms", "qnms"):
+    torch.library.define(f"torchvision::{name}", "(Tensor x) -> Tensor")
+PYTHON
+fi
 "$folder/bin/pip" install -q --no-deps -e "$here"

@@ -6,7 +6,7 @@ Run it in the environment of the package (the plug-in's own environment has anot
     python serving/vllm/tests/make_references.py OUT [MODEL ...]
 
 OUT/references.json holds for each model its folder, its adapters' folders, and cases of a prompt, strengths by
-adapter, and the greedy tokens with their log-probabilities.
+adapter, and the greedy tokens with their log-probabilities; for a model that sees, also cases of a text and a colour.
 """
 
 import json
@@ -16,9 +16,12 @@ from pathlib import Path
 import torch
 import transformers as tf
 from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import peft_dso
 from peft_dso.demo.model import load_smollm2, smollm2_folder
@@ -31,6 +34,8 @@ TEXTS = (
     "Write one sentence about an engineer who met a secretary.",
     "What did the mechanic say to the librarian?",
 )
+SEEN = "t40 t50 t1 t60 t70 t80"  # t1 stands for the picture
+COLOURS = ((255, 0, 0), (0, 40, 200))
 TEXT = dict(
     vocab_size=128,
     hidden_size=64,
@@ -105,6 +110,43 @@ def save_tokenizer(folder: Path, vocab_size: int) -> None:
     fast.save_pretrained(folder)
 
 
+def save_processor(folder: Path, config: tf.LlavaConfig) -> tf.LlavaProcessor:
+    """A processor of pictures in which "t1" stands for one; the tower's weights get the names that vLLM reads."""
+    save_tokenizer(folder, config.text_config.vocab_size)
+    size = dict.fromkeys(("height", "width"), config.vision_config.image_size)
+    processor = tf.LlavaProcessor(
+        CLIPImageProcessorPil(size=size, do_center_crop=False, crop_size=size),
+        tf.AutoTokenizer.from_pretrained(folder),
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="t1",
+    )
+    processor.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)  # later versions of transformers leave out a part of the names
+    tower = {name for name in tensors if "vision_tower." in name and ".vision_model." not in name}
+    renamed = {
+        name.replace("vision_tower.", "vision_tower.vision_model.") if name in tower else name: tensor
+        for name, tensor in tensors.items()
+    }
+    save_file(renamed, file, {"format": "pt"})
+    return processor
+
+
+def pictured_cases(steered, processor: tf.LlavaProcessor) -> list[dict]:
+    """The package's generation behind a picture, in all strengths."""
+    cases, rows = [], [{"fair": w} for w in STRENGTHS]
+    for colour in COLOURS:
+        size = processor.image_processor.size
+        image = Image.new("RGB", (size["width"], size["height"]), colour)
+        inputs = processor(text=SEEN, images=image, return_tensors="pt")
+        pixels = inputs["pixel_values"].repeat(len(rows), 1, 1, 1)
+        found = generate(steered, inputs["input_ids"][0].tolist(), rows, pixel_values=pixels)
+        cases += [{**case, "text": SEEN, "colour": colour, "size": image.size} for case in found]
+    return cases
+
+
 def save_lora(model, folder: Path) -> str:
     """A LoRA that changes the model."""
     torch.manual_seed(5)
@@ -167,7 +209,10 @@ def build(name: str, out: Path) -> dict:
         layered = {"layers.0": 0.2, r"layers\.[12]": 0.7}
         entry["adapters"]["layered"] = save_adapter(model, out / name / "layered", 6, steering_strength=layered)
         entry["lora"] = save_lora(model, out / name / "lora")
+    processor = save_processor(folder, model.config) if name == "llava" else None
     steered = PeftModel.from_pretrained(model, entry["adapters"]["fair"], adapter_name="fair")
+    if processor is not None:
+        entry["pictured"] = pictured_cases(steered, processor)
     vocab_size = model.config.get_text_config().vocab_size
     questions = prompts(vocab_size)
     for prompt in questions if name == "llama" else questions[:4]:

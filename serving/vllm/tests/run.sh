@@ -11,4 +11,6 @@ export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_
 "$here/tests/environment.sh" "$folder/venv"
 [ -e "$folder/references/references.json" ] || python "$here/tests/make_references.py" "$folder/references"
 cd "$here"
-DSO_REFERENCES="$folder/references" DSO_PACKAGE_PYTHON="$(command -v python)" "$folder/venv/bin/python" -m pytest tests "$@"
+export DSO_REFERENCES="$folder/references" DSO_PACKAGE_PYTHON="$(command -v python)"
+"$folder/venv/bin/python" -m pytest tests "$@"
+PYTHONPATH="$folder/venv/vision" "$folder/venv/bin/python" -m pytest tests/test_features.py -k vision_language

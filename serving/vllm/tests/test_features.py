@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import check_cases, engine
+from conftest import check, check_cases, engine, run, sampling
 
 
 @pytest.fixture
@@ -46,10 +46,28 @@ def test_compiled(references, fair, tmp_path, monkeypatch):
 
 
 def test_the_language_backbone_of_a_vision_language_model(references):
-    pytest.importorskip("torchvision")  # vLLM's pictures need it
+    pytest.importorskip("torchvision")  # vLLM's pictures need it; run.sh puts it on the path for this test
     entry = references["llava"]
     with engine(entry["model"], {"adapters": entry["adapters"]}, language_model_only=True) as llm:
         check_cases(llm, entry["cases"])
+
+
+def test_pictures_of_a_vision_language_model(references):
+    """The picture's rows are steered as those of text are, each request at its own strength."""
+    pytest.importorskip("torchvision")
+    from PIL import Image
+
+    entry = references["llava"]
+    cases = entry["pictured"]
+    assert cases[0]["tokens"] != cases[len(cases) // 2]["tokens"]  # of another picture, at the same strength
+    prompts = [
+        {"prompt": case["text"], "multi_modal_data": {"image": Image.new("RGB", case["size"], tuple(case["colour"]))}}
+        for case in cases
+    ]
+    with engine(entry["model"], {"adapters": entry["adapters"]}, skip_tokenizer_init=False) as llm:
+        params = [sampling(case["strengths"]) for case in cases]
+        check(run(llm, prompts, params), cases)
+        check(run(llm, prompts[::-1], params[::-1]), cases[::-1])  # what was kept of one is read by that one alone
 
 
 def test_speculation_by_a_draft_model(references, fair):
