@@ -1,7 +1,10 @@
 """vLLM's features one engine each, and the refusals at the start."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +46,18 @@ def test_compiled(references, fair, tmp_path, monkeypatch):
     llama = references["llama"]
     with engine(llama["model"], fair, enforce_eager=False) as llm:
         check_cases(llm, llama["cases"])
+
+
+def test_the_v2_runner(references):
+    """In a process of its own: which runner it is, vLLM decides when it is imported."""
+    pytest.importorskip("triton")
+    path = Path(os.environ["DSO_REFERENCES"]) / "references.json"
+    ran = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "v2_runner.py"), str(path)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.returncode == 0 and "the V2 runner gives" in ran.stdout, (ran.stdout + ran.stderr)[-3000:]
 
 
 def test_the_language_backbone_of_a_vision_language_model(references):
