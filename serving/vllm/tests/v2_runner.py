@@ -1,6 +1,6 @@
 """
-vLLM's V2 runner on a CPU, for test_features.py: Triton interprets the kernels (`TRITON_INTERPRET=1`), and a stand-in for
-its CPU driver, which vLLM looks for before it takes them, is put in place before vLLM is imported.
+vLLM's V2 runner on a CPU, for test_features.py: Triton interprets the kernels (`TRITON_INTERPRET=1`), and a stand-in
+for its CPU driver, which vLLM looks for before it takes them, is put in place before vLLM is imported.
 
     TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 python v2_runner.py REFERENCES_JSON
 """
