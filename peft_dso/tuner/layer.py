@@ -116,7 +116,7 @@ class DSOLayer(nn.Module, BaseTunerLayer):
                 self.dso_affine[name].requires_grad_(kept[name])
 
     def set_adapter(self, adapter_names: Any, inference_mode: bool = False) -> None:
-        """Choose the active adapters; what becomes trainable while the steering is off stays so when it is on again."""
+        """Choose the active adapters; what is chosen while the steering is off holds when it is on again."""
         super().set_adapter(adapter_names, inference_mode=inference_mode)
         if self._trainable is not None:
             self._trainable = self._trainability()
