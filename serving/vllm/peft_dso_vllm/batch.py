@@ -25,6 +25,11 @@ class Strengths:
         self.buffer = torch.zeros(tokens, slots, dtype=torch.float32, device=device)
         self._written = 0  # rows that may hold something else than 0
 
+    @property
+    def idle(self) -> bool:
+        """Whether nobody is steered in the next forward pass."""
+        return not self._written
+
     def write(self, rows: np.ndarray, counts: Sequence[int] | np.ndarray) -> int:
         """
         Write the strengths of a batch; nothing is copied while nobody is steered.

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .batch import Strengths
+
 
 class SteeredNorm(nn.Module):
     """
@@ -18,11 +20,14 @@ class SteeredNorm(nn.Module):
         dso_slopes (`torch.Tensor`): a, shape `(slots, d)`, float32.
         dso_shifts (`torch.Tensor`): b, shape `(slots, d)`, float32.
         dso_strengths (`torch.Tensor`): w, shape `(tokens, slots)`, float32: one tensor for all norms of the model.
+        dso_eager (`Strengths` or `None`): tells whether anybody is steered, where every forward pass runs this code.
+            `None` where graphs are made of it: a captured graph would freeze the answer.
     """
 
     dso_slopes: torch.Tensor
     dso_shifts: torch.Tensor
     dso_strengths: torch.Tensor
+    dso_eager: Strengths | None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)
@@ -34,11 +39,11 @@ class SteeredNorm(nn.Module):
         """
         Steer an output in place: it is the norm's own tensor, and on CPUs a new one would cost page faults.
 
-        No branch on whether anybody is steered: a captured graph would freeze it.
-
         Args:
             h (`torch.Tensor`): shape `(tokens, d)` or `(1, tokens, d)`.
         """
+        if self.dso_eager is not None and self.dso_eager.idle:
+            return
         strengths = self.dso_strengths.narrow(0, 0, h.shape[-2])
         slots = self.dso_slopes.shape[0]
         delta = torch.addcmul(self.dso_shifts[0], h, self.dso_slopes[0])
@@ -103,22 +108,24 @@ def block_norms(model: nn.Module, width: int) -> dict[str, nn.Module]:
     }
 
 
-def install_norm(norm: nn.Module, slots: int, strengths: torch.Tensor) -> None:
+def install_norm(norm: nn.Module, slots: int, strengths: Strengths, eager: bool) -> None:
     """
     Make a norm steerable; its pairs are zero until [`load_slot`].
 
     Args:
         norm (`nn.Module`): a norm that stays where it is.
         slots (`int`): the number of adapters that it has room for.
-        strengths (`torch.Tensor`): shape `(tokens, slots)`, float32, shared by all norms and written before each
-            forward pass. Never reassigned: graphs hold its address.
+        strengths (`Strengths`): shared by all norms and written before each forward pass. Its buffer is never
+            reassigned: graphs hold its address.
+        eager (`bool`): whether no graph is made of the model's forward passes.
     """
     width = norm_width(norm)
     for name in ("dso_slopes", "dso_shifts"):
-        zeros = torch.zeros(slots, width or 0, dtype=torch.float32, device=strengths.device)
+        zeros = torch.zeros(slots, width or 0, dtype=torch.float32, device=strengths.buffer.device)
         # Buffers, since sleep mode saves nothing else; not persistent, since they belong to no checkpoint.
         norm.register_buffer(name, zeros, persistent=False)
-    norm.register_buffer("dso_strengths", strengths, persistent=False)
+    norm.register_buffer("dso_strengths", strengths.buffer, persistent=False)
+    norm.dso_eager = strengths if eager else None  # type: ignore[assignment]
     norm.__class__ = steered_class(type(norm))  # type: ignore[arg-type]  # a class can be hashed
 
 

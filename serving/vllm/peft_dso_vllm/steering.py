@@ -18,6 +18,13 @@ from .settings import Settings
 SPARE_ROWS = 512
 
 
+def _makes_graphs(config: Any) -> bool:
+    """Whether the model is compiled or captured, by the engine's `CompilationConfig`."""
+    from vllm.config import CompilationMode, CUDAGraphMode
+
+    return config.mode != CompilationMode.NONE or config.cudagraph_mode != CUDAGraphMode.NONE
+
+
 class Steering:
     """
     The steering of one worker's model.
@@ -47,8 +54,9 @@ class Steering:
         if None in settings.slots:
             wanted |= set(self.blocks)  # an adapter that is loaded later may steer any of them
         modules = dict(self.model.named_modules())
+        eager = not _makes_graphs(runner.vllm_config.compilation_config)
         for name in sorted(wanted):
-            install_norm(modules[name], slots, self.strengths.buffer)
+            install_norm(modules[name], slots, self.strengths, eager)
             self.norms[name] = modules[name]
         for slot, sites in vectors.items():
             load_slot(self.norms, slot, sites)

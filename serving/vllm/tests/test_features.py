@@ -46,6 +46,28 @@ def test_compiled(references, fair, tmp_path, monkeypatch):
     llama = references["llama"]
     with engine(llama["model"], fair, enforce_eager=False) as llm:
         check_cases(llm, llama["cases"])
+        assert [norm.dso_eager for norm in steered_norms(llm)] == [None] * 8  # a graph must not ask
+
+
+def test_nothing_is_computed_while_nobody_is_steered(references, fair):
+    """Where no graph is made; what is steered next is steered in full."""
+    llama = references["llama"]
+    base = [case for case in llama["cases"] if case["strengths"]["fair"] == 0]
+    with engine(llama["model"], fair) as llm:
+        norms = steered_norms(llm)
+        for _ in range(2):
+            check_cases(llm, llama["cases"])
+            kept = [norm.dso_slopes for norm in norms]
+            for norm in norms:
+                norm.dso_slopes = None
+            check_cases(llm, base)
+            for norm, slopes in zip(norms, kept, strict=True):
+                norm.dso_slopes = slopes
+
+
+def steered_norms(llm) -> list:
+    runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+    return [module for module in runner.get_model().modules() if hasattr(module, "dso_slopes")]
 
 
 def test_the_v2_runner(references):
