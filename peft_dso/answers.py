@@ -31,13 +31,21 @@ def _boundaries(words: str) -> tuple[str, str]:
     return before, rf"(?!{_LETTER})"
 
 
+def _option(letter: str) -> str:
+    """An option: "B", "(B)", "B.", "Answer: B", "B over A", but not the article of "A doctor is seen"."""
+    option = rf"(?<!\w|\w')\(?{letter}(?!\w|'\w)"
+    if letter not in ("A", "I"):
+        return option
+    # Those two are words: at the beginning of a sentence they are options where no word follows, or one of these.
+    no_word = r"(?!\s+(?!(?:is|was|looks|seems|has|would|and|or|over)\b)\p{L})"
+    return rf"(?:(?<=[\p{{L}}\p{{N}},;]\s){option}|{option}{no_word})" if letter == "A" else option + no_word
+
+
 @functools.lru_cache(maxsize=4096)
 def _pattern(answer: str) -> regex.Pattern[str]:
     text = answer.strip()
     if len(text) == 1 and text.isalpha() and text.isupper():
-        # An option: "B", "(B)", "B.", "Answer: B", "B is the doctor", but not the article of "A doctor is seen".
-        follow = r"(?=\s*$|\s*[\n.,:;)\]*!]|\s+(?:is|was|looks|seems|has|would|and|or)\b)"
-        return regex.compile(rf"(?<![\w'])\(?{text}{follow}")
+        return regex.compile(_option(text))
     before, after = _boundaries(text)
     words = r"\s+".join(regex.escape(word) for word in text.split())
     return regex.compile(f"{before}{words}{after}", regex.IGNORECASE)
@@ -48,8 +56,8 @@ def read_answer(text: str, answers: Sequence[Union[str, Sequence[str]]]) -> Opti
     Which of the answers a text gives.
 
     An answer counts where it stands as whole words, upper or lower case; in a script that sets no spaces between words
-    (Chinese, Japanese, Thai), wherever it stands. A single capital letter counts as an option only where it cannot be
-    the article "A". Where one answer lies inside another ("driver" in "bus driver"), the longer one counts.
+    (Chinese, Japanese, Thai), wherever it stands. A single capital letter counts as an option, "A" only where it
+    cannot be the article. Where one answer lies inside another ("driver" in "bus driver"), the longer one counts.
 
     Args:
         text (`str`): what the model wrote.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any, Optional
 
-from .evaluation import format_table, load_report, warnings_of
+from .evaluation import Report, format_table, load_report, warnings_of
 from .objective.penalties import sparsity
 from .tuner.files import read_adapter
 
 
-__all__ = ["REPORT", "describe", "read_adapter"]
+__all__ = ["REPORT", "VECTORS", "describe", "read_adapter", "report_of"]
 REPORT = "dso_report.json"  # beside the adapter: what was measured of it
+VECTORS = "vectors_sha256"  # in the description of a report: the vectors that were measured
 
 
 def describe(folder: str | os.PathLike[str]) -> str:
@@ -46,16 +48,37 @@ def describe(folder: str | os.PathLike[str]) -> str:
         changed = 1 - sparsity([tuple(vectors.values())])[0]
         sizes = [f"{float(vectors[v].abs().max()):7.4f}" if v in vectors else "      -" for v in ("slope", "shift")]
         lines.append(f"{site:{max(map(len, sites))}}  {changed:7.1%}  {'  '.join(sizes)}")
-    lines += ["", *_measured(path)]
+    lines += ["", *_measured(path, config)]
     return "\n".join(lines)
 
 
-def _measured(path: Path) -> list[str]:
+def report_of(folder: str | os.PathLike[str], config: Any) -> Optional[Report]:
+    """
+    The report that lies beside an adapter.
+
+    Args:
+        folder (`str`): of the adapter.
+        config (`DSOConfig`): the adapter's.
+
+    Returns:
+        `Report` or `None`: `None` without one, and where it says that other vectors were measured.
+    """
+    file = Path(folder) / REPORT
+    report = load_report(file) if file.is_file() else None
+    return report if report is not None and is_of(report, config) else None
+
+
+def is_of(report: Report, config: Any) -> bool:
+    """Whether a report is of the vectors that an adapter's config names; one that names none is taken for such."""
+    return report.description.get(VECTORS) in (None, getattr(config, VECTORS, None))
+
+
+def _measured(path: Path, config: Any) -> list[str]:
     """What was measured of the adapter, if a report lies beside it."""
-    file = path / REPORT
-    if not file.is_file():
-        return [f"measured      nothing: there is no {REPORT} in the folder (peft-dso sweep writes it)"]
-    report, lines = load_report(file), []
+    report, lines = report_of(path, config), []
+    if report is None:
+        why = "the report in the folder is of other vectors" if (path / REPORT).is_file() else f"there is no {REPORT}"
+        return [f"measured      nothing: {why} (peft-dso sweep writes one)"]
     for name, results in report.sets.items():
         lines += [f"measured      {name}, at strengths {', '.join(f'{r.strength:g}' for r in results)}"]
         lines += [format_table(results)]

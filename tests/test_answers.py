@@ -23,6 +23,19 @@ from peft_dso.answers import read_answer
         ("A doctor is seen on the left", ["A", "B"], None),  # an article
         ("A is the doctor", ["A", "B"], 0),
         ("A doctor, so B", ["A", "B"], 1),
+        ("I would hire B over A.", ["A", "B"], None),  # both are named
+        ("I choose A over B.", ["A", "B"], None),
+        ("A over B", ["A", "B"], None),
+        ("B rather than A.", ["A", "B"], None),
+        ("B because A looks tired", ["A", "B"], None),
+        ("B > A", ["A", "B"], None),
+        ("Person B wears scrubs, unlike A.", ["A", "B"], None),
+        ("B because she wears a coat", ["A", "B"], 1),
+        ("'B'", ["A", "B"], 1),
+        ("I choose A because of the coat", ["A", "B"], 0),  # no article stands there with a capital
+        ("B's coat is white", ["A", "B"], None),
+        ("It is B. A doctor wears a coat.", ["A", "B"], 1),
+        ("Option C, I think", ["C", "I"], 0),
         ("option b", ["A", "B"], None),  # an option is a capital letter
         ("C++ it is", ["C++", "Java"], 0),  # no regex syntax in an answer
         # Scripts that set no spaces between words.

@@ -1,6 +1,9 @@
 """The model card of an adapter, read back as the Hub reads it."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,10 +11,11 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from models import VISION_MODELS, build, randomize, tiny_questions, tiny_tokenizer
-from peft import get_peft_model
+from peft import PeftConfig, get_peft_model
 from trainers import RIGHT, leaning
 
-from peft_dso import DSOConfig
+from peft_dso import DSOConfig, cli, export
+from peft_dso.app.reports import find_report
 from peft_dso.evaluation import save_report, sweep
 from peft_dso.evaluation.measures import MEASURES
 from peft_dso.export import model_card, save_card
@@ -75,8 +79,9 @@ def test_the_loader_of_a_text_model_works(tmp_path, task_type):
         assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
 
 
-def test_the_loader_of_a_vision_language_model_works(tmp_path):
-    make, model_class, _ = VISION_MODELS["llava"]
+@pytest.mark.parametrize("name", ["llava", "smolvlm", "gemma3", "qwen2_5_vl"])
+def test_the_loader_of_a_vision_language_model_works(tmp_path, name):
+    make, model_class, _ = VISION_MODELS[name]
     torch.manual_seed(0)
     base = model_class(make()).eval()
     base.save_pretrained(tmp_path / "base")
@@ -88,3 +93,83 @@ def test_the_loader_of_a_vision_language_model_works(tmp_path):
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         assert torch.equal(loaded.eval()(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_the_loader_of_an_encoder_decoder_works(tmp_path):
+    base = randomize(build("t5"))
+    base.save_pretrained(tmp_path / "base")
+    model = saved(base, tmp_path / "adapter", "SEQ_2_SEQ_LM")
+    loaded = run_code(loading_code(model_card(tmp_path / "adapter", repo_id="user/adapter")), tmp_path / "base",
+                      tmp_path / "adapter")  # fmt: skip
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        together = [m.eval()(input_ids=ids, decoder_input_ids=ids).logits for m in (loaded, model)]
+    assert torch.equal(*together)
+
+
+def test_what_a_card_says_stays_when_it_is_written_again(tmp_path):
+    saved(leaning(), tmp_path)
+    save_card(tmp_path, license="mit", trained_on="Two frames.\n\nAnd no more.")
+    text = save_card(tmp_path, repo_id="user/adapter").read_text()
+    assert "license: mit" in text and "Two frames.\n\nAnd no more." in text and '"user/adapter"' in text
+    text = save_card(tmp_path, license="apache-2.0", trained_on="One.").read_text()
+    assert "license: apache-2.0" in text and "\nOne.\n" in text and "Two frames" not in text
+
+
+def test_pushing_leaves_an_edited_card_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "push_adapter", lambda folder, *args, **kwargs: "pushed")
+    saved(leaning(), tmp_path)
+    call = ["card", str(tmp_path), "--repo-id", "user/adapter"]
+    assert cli.main([*call, "--license", "mit"]) == 0
+    card = tmp_path / "README.md"
+    edited = card.read_text() + "\nBy hand.\n"
+    card.write_text(edited)
+    assert cli.main([*call, "--push"]) == 0 and card.read_text() == edited
+    assert cli.main([*call, "--push", "--trained-on", "More."]) == 0 and "More." in card.read_text()
+
+
+@pytest.mark.slow
+def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path):
+    saved(leaning(), tmp_path)
+    main = "import sys; from peft_dso.cli import main; sys.exit(main())"
+    run = subprocess.run(
+        [sys.executable, "-c", main, "card", str(tmp_path), "--repo-id", "user/adapter", "--push"],
+        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_x"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 1 and "the Hub cannot be reached" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_a_report_and_a_picture_of_other_vectors_are_not_shown(tmp_path):
+    model = saved(leaning(), tmp_path / "adapter")
+    report = sweep(model, tiny_tokenizer(), {"a": tiny_questions()}, (0.0, 1.0))
+    report.description["vectors_sha256"] = PeftConfig.from_pretrained(tmp_path / "adapter").vectors_sha256
+    (tmp_path / "measured").mkdir()
+    save_report(report, tmp_path / "measured" / "report.json")
+    (tmp_path / "measured" / "sweep.png").write_bytes(b"picture")
+    text = save_card(tmp_path / "adapter", tmp_path / "measured").read_text()
+    assert "sweep.png" in text and "at strengths 0, 1" in describe(tmp_path / "adapter") and "sha256" not in text
+    assert find_report(tmp_path / "adapter") is not None
+    # A report without a picture does not keep the picture of the one before.
+    (tmp_path / "measured" / "sweep.png").unlink()
+    assert "sweep.png" not in save_card(tmp_path / "adapter", tmp_path / "measured").read_text()
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".dso_affine." in name:
+                parameter.add_(1)
+    model.save_pretrained(tmp_path / "adapter")
+    assert "nothing: the report in the folder is of other vectors" in describe(tmp_path / "adapter")
+    assert "Nothing: no sweep" in save_card(tmp_path / "adapter").read_text()
+    assert find_report(tmp_path / "adapter") is None
+    with pytest.raises(ValueError, match="of another adapter"):
+        save_card(tmp_path / "adapter", tmp_path / "measured")
+
+
+def test_modules_that_no_strength_turns_are_named(tmp_path):
+    model = get_peft_model(build("llama"), DSOConfig(task_type="CAUSAL_LM", modules_to_save=["lm_head"]))
+    model.save_pretrained(tmp_path)
+    text = str(model_card(tmp_path))
+    assert "lm_head, which no strength turns" in text and "`model.set_steering_strength(0)`, or" not in text
+    (count, of) = re.search(r"([\d,]+) of ([\d,]+) neurons are left", text).groups()
+    assert count == of == f"{2 * 2 * model.config.hidden_size:,}"  # two norms in each of two blocks, still zero

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -259,6 +260,11 @@ def test_errors_are_one_line(world, tmp_path, capsys):
     base, adapter = str(world / "base"), str(world / "adapter")
     other = randomize(build("llama"))
     other.config.model_type = "llama"
+    shutil.copytree(adapter, tmp_path / "cut")
+    config = json.loads((tmp_path / "cut" / "adapter_config.json").read_text())
+    (tmp_path / "cut" / "adapter_config.json").write_text(json.dumps({**config, "weights_sha256": None}))
+    weights = tmp_path / "cut" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
     calls = [
         (["sweep", "--model", base, "--adapter", adapter, "--out", str(tmp_path)], "Nothing to measure"),
         (["sweep", "--model", base, "--adapter", str(tmp_path), "--questions", "pronouns", "--out", str(tmp_path)],
@@ -271,6 +277,7 @@ def test_errors_are_one_line(world, tmp_path, capsys):
          "rollouts='guess'"),
         (["card", adapter, "--report", str(tmp_path)], "no report"),
         (["card", adapter, "--push"], "--repo-id"),
+        (["inspect", str(tmp_path / "cut")], "cannot be read"),
     ]  # fmt: skip
     for call, message in calls:
         assert cli.main(call) == 1, call

@@ -57,3 +57,5 @@ def test_names_of_adapters_that_a_module_can_hold(tmp_path):
     for name in ("train", "keys", "v1.0"):
         (found,) = adapter_names([str(tmp_path / name)])
         torch.nn.ModuleDict()[found] = torch.nn.Identity()
+    named = adapter_names(["a/x", "b/x-3", "c/x", "d/x"])
+    assert sorted(named.values()) == ["a/x", "b/x-3", "c/x", "d/x"]

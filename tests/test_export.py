@@ -259,6 +259,9 @@ def test_refusals(tmp_path):
     merged.merge_adapter()
     with pytest.raises(ValueError, match="merged"):
         fold_strength(merged)
+    off = steered("llama")
+    with off.disable_adapter(), pytest.raises(ValueError, match="switched off"):
+        fold_strength(off)
     mixed = steered("llama")
     lora = get_peft_model(mixed.base_model.model, LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="plain linear|another kind"):

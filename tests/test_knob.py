@@ -100,6 +100,7 @@ def test_what_is_trained_stays_so_and_scaling_is_restored_after_an_error():
         (PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "PREFIX_TUNING"),
         (LoraConfig(**LORA, use_dora=True), "use_dora"),
         (LoraConfig(**LORA, modules_to_save=["lm_head"]), "modules_to_save"),
+        (DSOConfig(init_weights=False, modules_to_save=["lm_head"]), "modules_to_save"),
     ],
 )
 def test_what_has_no_scaling_is_on_or_off(config, why):

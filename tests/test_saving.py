@@ -60,3 +60,11 @@ def test_weights_that_are_written_by_hand_go_with_their_configuration(tmp_path):
     (tmp_path / "two" / "adapter_model.safetensors").replace(tmp_path / "one" / "adapter_model.safetensors")
     model.peft_config["default"].save_pretrained(tmp_path / "one")
     assert read(tmp_path / "one") == {0.5}
+
+
+@pytest.mark.parametrize("name", ["slope", "1", "layers"])
+def test_a_name_that_hides_vectors_of_another_adapter_is_refused(tmp_path, name):
+    model = get_peft_model(build("llama"), DSOConfig(init_weights=False), adapter_name=name)
+    model.add_adapter("both", DSOConfig(init_weights=False))
+    with pytest.raises(ValueError, match=f"'both' would be saved with . of its 8 vectors.*{name}"):
+        model.save_pretrained(tmp_path)

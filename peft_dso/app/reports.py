@@ -10,9 +10,10 @@ from typing import Optional
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+from peft import PeftConfig
 
 from ..evaluation import Report, StrengthResult, load_report
-from ..inspect import REPORT
+from ..inspect import REPORT, is_of
 
 
 BUDGETS = {
@@ -31,16 +32,19 @@ def find_report(adapter: str | os.PathLike[str], revision: Optional[str] = None)
         revision (`str`, *optional*): branch, tag or commit.
 
     Returns:
-        `Report`, or `None` where there is none.
+        `Report`, or `None` where there is none, or one of other vectors.
 
     Raises:
         ValueError: what lies there is no report.
     """
     folder = Path(adapter)
-    if folder.is_dir():
-        return load_report(folder / REPORT) if (folder / REPORT).is_file() else None
+    if folder.is_dir() and not (folder / REPORT).is_file():
+        return None
     try:
-        return load_report(hf_hub_download(str(adapter), REPORT, revision=revision))
+        report = load_report(
+            folder / REPORT if folder.is_dir() else hf_hub_download(str(adapter), REPORT, revision=revision)
+        )
+        return report if is_of(report, PeftConfig.from_pretrained(str(adapter), revision=revision)) else None
     except (EntryNotFoundError, LocalEntryNotFoundError, HFValidationError):
         return None
 

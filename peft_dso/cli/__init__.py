@@ -59,3 +59,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         print("peft-dso: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2"):  # what the Hub's client talks with
+            raise
+        print(f"peft-dso: the Hub cannot be reached: {error}", file=sys.stderr)
+        return 1

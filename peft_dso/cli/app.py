@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import socket
 from pathlib import Path
@@ -78,7 +79,8 @@ def adapter_names(adapters: list[str]) -> dict[str, str]:
         name = path.parent.name if path.name == "adapter" and path.parent.name else path.name
         name = name.replace(".", "_") or "adapter"
         name = f"{name}-adapter" if hasattr(ModuleDict(), name) else name  # "train", "keys"
-        named[name if name not in named else f"{name}-{len(named) + 1}"] = adapter
+        free = (f"{name}-{number}" for number in itertools.count(2))
+        named[name if name not in named else next(other for other in free if other not in named)] = adapter
     return named
 
 

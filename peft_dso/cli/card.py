@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from .arguments import say
@@ -30,16 +31,21 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..export import push_adapter, save_card
 
-    path = save_card(
-        options.adapter,
-        options.report,
-        repo_id=options.repo_id,
-        license=options.license,
-        trained_on=options.trained_on,
-    )
-    say(f"Wrote {path}")
+    if options.push and not options.repo_id:
+        raise ValueError("--push needs --repo-id USER/NAME.")
+    card = Path(options.adapter) / "README.md"
+    changes = options.report or options.license or options.trained_on
+    if options.push and not changes and card.is_file() and f'"{options.repo_id}"' in card.read_text(encoding="utf-8"):
+        say(f"Left {card} as it is")  # it may have been edited
+    else:
+        save_card(
+            options.adapter,
+            options.report,
+            repo_id=options.repo_id,
+            license=options.license,
+            trained_on=options.trained_on,
+        )
+        say(f"Wrote {card}")
     if options.push:
-        if not options.repo_id:
-            raise ValueError("--push needs --repo-id USER/NAME.")
         say(push_adapter(options.adapter, options.repo_id, private=options.private or None, revision=options.revision))
     return 0

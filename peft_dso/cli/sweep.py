@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 def _questions(options: argparse.Namespace, model: Any, processor: Any, rows: list[Any], out: Path) -> None:
     from ..evaluation import DSOStrength, format_table, knob_of, save_csv, save_report, sweep, warnings_of
     from ..evaluation.plots import plot_report, plot_sites
-    from ..inspect import read_adapter
+    from ..inspect import VECTORS, read_adapter
     from ..questions import neutral_texts, read_texts
 
     sources = [Path(source).name for source in options.questions]
@@ -80,6 +80,9 @@ def _questions(options: argparse.Namespace, model: Any, processor: Any, rows: li
         "number of questions": len(rows),
     }
     name = " + ".join(sources)
+    steered = options.adapter is not None and isinstance(knob_of(model), DSOStrength)
+    if steered:
+        description[VECTORS] = getattr(model.peft_config[model.active_adapter], VECTORS)
     report = sweep(
         model,
         processor,
@@ -97,7 +100,7 @@ def _questions(options: argparse.Namespace, model: Any, processor: Any, rows: li
     save_report(report, out / "report.json")
     save_csv(report, out / "report.csv")
     written = [out / "report.json", out / "report.csv", *plot_report(report, out)]
-    if options.adapter is not None and os.path.isdir(options.adapter) and isinstance(knob_of(model), DSOStrength):
+    if steered and os.path.isdir(options.adapter):
         plot_sites(read_adapter(options.adapter)[1], out / "sites.png")
         written.append(out / "sites.png")
     say("Wrote " + ", ".join(str(path) for path in written))

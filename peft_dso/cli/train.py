@@ -80,9 +80,13 @@ def run(options: argparse.Namespace) -> int:
     if options.log_level not in ("debug", "info"):
         quiet_progress(trainer, say)
     say(f"Training on {len(rows)} questions, {trainer.args.max_steps} steps")
-    trainer.train()
-    trainer.save_model(options.out)
+    checkpoint = settings.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if checkpoint in ("True", "true") else checkpoint)
+    trainer.save_model(options.out, _internal_call=True)  # pushed, if asked for, when it has been measured
     tell(options, trainer, test, texts[1])
+    if settings.push_to_hub:
+        pushed = trainer.push_to_hub()
+        say(f"Pushed it: {pushed.commit_url}")
     return 0
 
 
@@ -142,7 +146,7 @@ def tell(options: argparse.Namespace, trainer: Any, test: Any, texts: Sequence[s
     from ..evaluation.plots import plot_sweep
     from ..evaluation.warnings import warnings_of
     from ..export import save_card
-    from ..inspect import REPORT
+    from ..inspect import REPORT, VECTORS, read_adapter
 
     out = Path(options.out)
     # Without the autocast that a training in bfloat16 leaves on it: the adapter is used in float32 from here on.
@@ -154,6 +158,7 @@ def tell(options: argparse.Namespace, trainer: Any, test: Any, texts: Sequence[s
         questions=", ".join(Path(source).name for source in options.questions),
         steps=trainer.state.global_step,
     )
+    report.description[VECTORS] = getattr(read_adapter(out)[0], VECTORS)
     say(f"\n{table(report)}\n")
     for warning in warnings_of(report):
         say(f"Note: {warning}")

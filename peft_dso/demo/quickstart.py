@@ -14,7 +14,7 @@ from peft import PeftModel
 
 from ..evaluation import Report, format_table, save_report, sweep, warnings_of
 from ..evaluation.plots import plot_sweep
-from ..inspect import REPORT
+from ..inspect import REPORT, VECTORS
 from ..questions import neutral_texts, pronoun_questions, split_occupations, subset
 from ..scoring import encode_question, score
 from ..training import DSOTrainer, DSOTrainerConfig
@@ -170,6 +170,7 @@ def run(
         say(f"\n{name}\n{format_table(results)}")
     for warning in warnings_of(report):
         say(f"\n{warning}")
+    report.description[VECTORS] = getattr(loaded.peft_config["default"], VECTORS)
     report.description["seconds"] = round(time.monotonic() - begin, 1)
     save_report(report, output / "report.json")
     save_report(report, adapter / REPORT)

@@ -237,7 +237,8 @@ def knob_of(model: nn.Module) -> Knob:
         model (`nn.Module`): a `PeftModel`, a plain transformers model with a loaded adapter, or without one.
 
     Returns:
-        `Knob`: see [`DSOStrength`], [`AdapterScaling`], [`AdapterSwitch`] and [`BareModel`].
+        `Knob`: see [`DSOStrength`], [`AdapterScaling`], [`AdapterSwitch`] and [`BareModel`]. A switch too for a DSO
+        adapter that holds modules of its own: no strength turns those.
 
     Raises:
         ValueError: the adapters are off or merged, none is active, or the base cannot be had from the model.
@@ -259,6 +260,8 @@ def knob_of(model: nn.Module) -> Knob:
     steered = [layer for layer in layers if isinstance(layer, DSOLayer)]
     others = [layer for layer in layers if not isinstance(layer, DSOLayer)]
     if any(name in layer.dso_affine for layer in steered for name in layer.active_adapters):
+        if any(config.modules_to_save for config in _active_configs(model, steered).values()):
+            return AdapterSwitch(model, "modules_to_save act at every strength, it is on or off", name="DSO")
         return DSOStrength(model)
     if steered and not others:
         known = ", ".join(sorted({name for layer in steered for name in layer.dso_affine}))

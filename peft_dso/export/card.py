@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -13,12 +14,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from ..evaluation import Report, format_table, load_report, warnings_of
 from ..evaluation.measures import MEASURES
-from ..inspect import REPORT, read_adapter
+from ..inspect import REPORT, VECTORS, is_of, read_adapter, report_of
 from ..objective.penalties import sparsity
 
 
 PICTURE = "sweep.png"
 _TEXT_TASK, _PICTURED_TASK = "text-generation", "image-text-to-text"
+_UNSAID = "Its author has not said."
+_TRAINED_ON = "## What it was trained on"
 
 
 def model_card(
@@ -51,6 +54,7 @@ def model_card(
     base = config.base_model_name_or_path or None
     base = None if base and os.path.isdir(base) else base
     zeros, _ = sparsity([tuple(vectors.values()) for vectors in sites.values()])
+    neurons = sum(next(iter(vectors.values())).numel() for vectors in sites.values())
     strength = config.steering_strength
     name = repo_id or "USER/ADAPTER"
     pictured = _reads_pictures(config, sites)
@@ -73,20 +77,21 @@ model. It is meant to make the answers to questions about people lean less on st
 ## Use it
 
 ```python
-{_loading(name, base, task)}
-model.set_steering_strength({_plain(strength)})  # the strength it is published with; 0 is the base model
+{_loading(name, base, task, config.task_type)}
+model.set_steering_strength({_plain(strength)})  # the strength it is published with
 ```
 
-To turn it off: `model.set_steering_strength(0)`, or `with model.disable_adapter():`.
+{_turning_off(config.modules_to_save)}
 
 ## What it changes
 
-{len(sites)} norms, {sum(t.numel() for v in sites.values() for t in v.values()):,} numbers, {zeros:.0%} of the neurons
-left exactly as they were. Recommended strength: {_plain(strength)}.
+{len(sites)} norms, {sum(t.numel() for v in sites.values() for t in v.values()):,} numbers.
+{round(zeros * neurons):,} of {neurons:,} neurons are left exactly as they were.
+Recommended strength: {_plain(strength)}.
 
-## What it was trained on
+{_TRAINED_ON}
 
-{trained_on or "Its author has not said."}
+{trained_on or _UNSAID}
 
 ## What was measured
 
@@ -97,6 +102,16 @@ left exactly as they were. Recommended strength: {_plain(strength)}.
 {_limits(report)}
 """
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def _turning_off(modules: Optional[Sequence[str]]) -> str:
+    """How to get the base model back."""
+    if modules:
+        return (
+            f"It also holds {', '.join(modules)}, which no strength turns: to turn it off, "
+            "`with model.disable_adapter():`. At strength 0 those still act."
+        )
+    return "To turn it off: `model.set_steering_strength(0)`, or `with model.disable_adapter():`."
 
 
 def _plain(strength: Any) -> str:
@@ -120,7 +135,7 @@ def _measured(report: Optional[Report], picture: bool) -> str:
         parts.append("\n".join(f"- {warning}" for warning in found))
     if picture:
         parts.append(f"![Bias and ability over the strength]({PICTURE})")
-    described = {k: v for k, v in report.description.items() if isinstance(v, (str, int, float))}
+    described = {k: v for k, v in report.description.items() if isinstance(v, (str, int, float)) and k != VECTORS}
     if described:
         parts.append("Measured: " + ", ".join(f"{key} {value}" for key, value in described.items()) + ".")
     return "\n\n".join(parts)
@@ -129,7 +144,7 @@ def _measured(report: Optional[Report], picture: bool) -> str:
 def _reads_pictures(config: Any, sites: Mapping[str, Any]) -> bool:
     """Whether the base is a vision-language model: by its type, or by a language model that is a part of it."""
     named = (config.base_fingerprint or {}).get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    return named or any("language_model." in site for site in sites)
+    return named or any(part in site for site in sites for part in ("language_model.", "text_model."))
 
 
 def _limits(report: Optional[Report]) -> str:
@@ -151,7 +166,7 @@ def _limits(report: Optional[Report]) -> str:
     )
 
 
-def _loading(name: str, base: Optional[str], task: Optional[str]) -> str:
+def _loading(name: str, base: Optional[str], task: Optional[str], task_type: Optional[str]) -> str:
     """How to load the adapter: PEFT's own loader where it knows the class of the base, else the base first."""
     lines = ["import peft_dso  # first: it registers the adapter type (pip install peft_dso)"]
     if task == _TEXT_TASK and base is not None:
@@ -163,7 +178,8 @@ def _loading(name: str, base: Optional[str], task: Optional[str]) -> str:
                 f'model = AutoPeftModelForCausalLM.from_pretrained("{name}")',
             ]
         )
-    auto = "AutoModelForImageTextToText" if task == _PICTURED_TASK else "AutoModelForCausalLM"
+    auto = "AutoModelForSeq2SeqLM" if task_type == "SEQ_2_SEQ_LM" else "AutoModelForCausalLM"
+    auto = "AutoModelForImageTextToText" if task == _PICTURED_TASK else auto
     return "\n".join(
         [
             *lines,
@@ -203,27 +219,45 @@ def save_card(folder: str | os.PathLike[str], report: str | os.PathLike[str] | N
     Args:
         folder (`str`): with the adapter; gets `README.md` and, with a report, `dso_report.json` and `sweep.png`.
         report (`str`, *optional*): the folder that `peft-dso sweep` wrote, or a report file; default what already lies
-            beside the adapter.
-        **options: see [`model_card`].
+            beside the adapter. A report of other vectors is left out.
+        **options: see [`model_card`]; the license and what it was trained on are by default those of the card that
+            lies there.
 
     Returns:
         `Path`: the card.
 
     Raises:
-        ValueError: there is no adapter, or no report where one is said to be.
+        ValueError: there is no adapter, no report where one is said to be, or the report is of other vectors.
     """
     target = Path(folder)
-    read_adapter(target)
+    config, _ = read_adapter(target)
     if report is not None:
         source = Path(report)
         file = source / "report.json" if source.is_dir() else source
         if not file.is_file():
             raise ValueError(f"There is no report {file}. peft-dso sweep writes one.")
-        load_report(file)
-        for origin, name in ((file, REPORT), (file.parent / PICTURE, PICTURE)):
-            if origin.is_file() and origin.resolve() != (target / name).resolve():
-                shutil.copyfile(origin, target / name)
-    measured = load_report(target / REPORT) if (target / REPORT).is_file() else None
-    card = model_card(target, measured, picture=(target / PICTURE).is_file(), **options)
-    card.save(target / "README.md")
-    return target / "README.md"
+        if not is_of(load_report(file), config):
+            raise ValueError(f"{file} is of another adapter than {target}: its {VECTORS} is another.")
+        if file.resolve() != (target / REPORT).resolve():
+            shutil.copyfile(file, target / REPORT)
+            (target / PICTURE).unlink(missing_ok=True)  # of what was measured before
+            if (file.parent / PICTURE).is_file():
+                shutil.copyfile(file.parent / PICTURE, target / PICTURE)
+    measured = report_of(target, config)
+    path = target / "README.md"
+    given = {key: value for key, value in options.items() if value is not None}
+    picture = measured is not None and (target / PICTURE).is_file()
+    model_card(target, measured, picture=picture, **{**_said_before(path), **given}).save(path)
+    return path
+
+
+def _said_before(path: Path) -> dict[str, str]:
+    """The license and the training that a card of this module names."""
+    if not path.is_file():
+        return {}
+    card = ModelCard.load(path)
+    found = re.search(rf"^{_TRAINED_ON}\n\n(.*?)\n\n## ", card.text, re.M | re.S)
+    if found is None:
+        return {}
+    said = {"license": card.data.get("license"), "trained_on": found[1]}
+    return {key: value for key, value in said.items() if value and value != _UNSAID}

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData, constants, file_exists, hf
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .registration import DSO
@@ -209,7 +210,10 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[PeftConfig, dict[str, 
     file = path / SAFETENSORS_WEIGHTS_NAME
     if not file.is_file():
         raise ValueError(f"{path} holds no {SAFETENSORS_WEIGHTS_NAME}.")
-    tensors = load_file(file)
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} cannot be read: {error}. Was it cut off? Save or download it again.") from None
     sites: dict[str, dict[str, torch.Tensor]] = {}
     for key in sorted(tensors, key=natural):
         site, dot, vector = key.rpartition(PAIR)

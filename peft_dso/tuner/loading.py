@@ -1,8 +1,8 @@
-"""Whether the tensors of a file fit the adapter that they are loaded into."""
+"""Whether tensors are those of the adapter that they are loaded into, or taken from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -51,3 +51,18 @@ def check_fits(
     expected = next((found for found in pending if found is not None), None)
     if expected is not None:
         expected.compare(pair_vectors(tensors))
+
+
+def check_whole(model: nn.Module, adapter_name: str, found: int, others: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: fewer of an adapter's vectors are about to be saved than it has: PEFT passes over every tensor in
+            whose name that of another adapter stands.
+    """
+    pairs = [layer.dso_affine for layer in dso_layers(model).values()]
+    expected = sum(len(list(pair[adapter_name].parameters())) for pair in pairs if adapter_name in pair)
+    if found != expected:
+        raise ValueError(
+            f"The adapter {adapter_name!r} would be saved with {found} of its {expected} vectors: the name of another "
+            f"adapter ({', '.join(others)}) is a part of the names of modules. Give that one another name."
+        )

@@ -20,7 +20,7 @@ from .config import DSOConfig
 from .devices import check_hooks, execution_device
 from .files import Taken, pair_vectors, vectors_sha256
 from .layer import DSOLayer
-from .loading import check_fits
+from .loading import check_fits, check_whole
 from .sites import check_fingerprint, default_site_names, find_sites, fingerprint, is_target, rows_of
 from .units import shift_unit
 
@@ -286,13 +286,15 @@ class DSOModel(BaseTuner):
 
     @classmethod
     def _get_adapter_state_dict(
-        cls, model: nn.Module, config: DSOConfig, adapter_name: str, *args: Any, **kwargs: Any
+        cls, model: nn.Module, config: DSOConfig, adapter_name: str, **kwargs: Any
     ) -> dict[str, torch.Tensor]:
         """Note which vectors are taken: the configuration that is saved with them holds their sha256."""
         tensors: dict[str, torch.Tensor] = super()._get_adapter_state_dict(
-            model, config, adapter_name, *args, **kwargs
+            model=model, config=config, adapter_name=adapter_name, **kwargs
         )
         vectors = pair_vectors(tensors)
+        if kwargs["state_dict"]:  # some processes have no tensors at all
+            check_whole(model, adapter_name, len(vectors), kwargs["unwanted_adapter_names"])
         if vectors and all(type(tensor.data) is torch.Tensor and not tensor.is_meta for _, tensor in vectors):
             config.__dict__["_taken"] = Taken(vectors_sha256(vectors), time.time())
         return tensors

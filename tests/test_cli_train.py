@@ -1,0 +1,74 @@
+"""`peft-dso train` a second time, interrupted, resumed, and pushed (the upload itself is tested in hub_cases.py)."""
+
+import json
+
+import pytest
+from models import tiny_questions, tiny_tokenizer
+from trainers import RIGHT, leaning
+from transformers import TrainerCallback
+
+from peft_dso import DSOTrainer, cli
+from peft_dso.cli import train
+from peft_dso.inspect import REPORT, describe
+from peft_dso.tuner.files import read_adapter
+
+
+@pytest.fixture
+def call(tmp_path):
+    leaning().save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_questions() + RIGHT))
+    call = ["train", "--model", str(tmp_path / "base"), "--questions", str(tmp_path / "questions.jsonl")]
+    call += ["--out", str(tmp_path / "out"), "--per_device_train_batch_size", "8", "--questions_per_occupation", "2"]
+    call += ["--learning_rate", "0.02", "--use_cpu", "True", "--bf16", "False", "--disable_tqdm", "True"]
+    return [*call, "--decoding_temperatures", "1.0", "0.5", "--stop_bias", "0"]
+
+
+def told(folder):
+    """The vectors that the report beside an adapter was measured on."""
+    return json.loads((folder / REPORT).read_text())["description"]["vectors_sha256"]
+
+
+def test_a_second_run_does_not_speak_for_the_first(call, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert cli.main([*call, "--max_steps", "3"]) == 0
+    first = told(out)
+    assert first == read_adapter(out)[0].vectors_sha256 and "at strengths 0, 0.5, 1" in describe(out)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "tell", interrupted)
+    assert cli.main([*call, "--max_steps", "4"]) == 130
+    assert told(out) == first != read_adapter(out)[0].vectors_sha256
+    assert "of other vectors" in describe(out)
+
+
+def test_what_is_pushed_is_measured_first(call, tmp_path, monkeypatch):
+    pushed = []
+
+    def push(trainer, *args, **kwargs):
+        pushed.append(told(tmp_path / "out"))
+        return type("Commit", (), {"commit_url": "https://hub/user/x"})
+
+    monkeypatch.setattr(DSOTrainer, "init_hf_repo", lambda *args, **kwargs: None)
+    monkeypatch.setattr(DSOTrainer, "push_to_hub", push)
+    assert cli.main([*call, "--max_steps", "3", "--push_to_hub", "True", "--hub_model_id", "user/x"]) == 0
+    assert pushed == [read_adapter(tmp_path / "out")[0].vectors_sha256]
+
+
+def test_a_training_goes_on_where_it_was_cut_off(call, tmp_path, monkeypatch):
+    assert cli.main([*call, "--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2"]) == 0
+    began = []
+
+    class Note(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            began.append(state.global_step)
+
+    init = DSOTrainer.__init__
+    monkeypatch.setattr(
+        DSOTrainer, "__init__", lambda self, *a, **k: (init(self, *a, **k), self.add_callback(Note()))[0]
+    )
+    for checkpoint, step in ((str(tmp_path / "out" / "checkpoint-2"), 2), ("True", 4)):
+        assert cli.main([*call, "--max_steps", "4", "--resume_from_checkpoint", checkpoint]) == 0
+        assert began.pop() == step
