@@ -4,8 +4,8 @@ serving/vllm/tests/environment.sh makes, on a model's folder and an adapter for 
 
     python benchmarks/serving.py MODEL ADAPTER [--compiled] [--rounds 9] [--requests 256] [--out FILE]
 
-Three engines, each in a process of its own: vLLM without the plug-in, with the adapter, and with a LoRA of rank 8 on
-all linear layers under vLLM's own multi-LoRA. In turn, in an order that changes from round to round, they answer the
+Four engines, each in a process of its own: vLLM without the plug-in, twice, since two processes that do the same differ
+too, with the adapter, and with a LoRA of rank 8 on all linear layers under vLLM's own multi-LoRA. In turn, in an order that changes from round to round, they answer the
 same requests, 64 at a time: once with short prompts and many tokens (decode), once with long prompts and one token
 (prefill). Reported are medians over the rounds of the CPU seconds of the engine's process, and of their ratio to the
 base of the same round, with the middle half. Whether anything is mixed up is asked by
@@ -31,7 +31,7 @@ SEQUENCES = 64
 SHAPES = {"decode": (16, 16), "prefill": (128, 1)}  # tokens of a prompt, and of its answer
 VARIANTS: dict[str, tuple[str, int | None]] = {
     "base": ("base", None),
-    "base again": ("base", None),
+    "base in another process": ("base again", None),
     "plug-in, nobody steered": ("dso", 0),
     "1 strength": ("dso", 1),
     "8 strengths": ("dso", 8),
@@ -108,7 +108,7 @@ class Engine:
     That process, with its engine ready.
 
     Args:
-        kind (`str`): "base", "dso" or "lora".
+        kind (`str`): "base", "base again", "dso" or "lora".
         arguments (`list[str]`): of this script.
     """
 
