@@ -162,6 +162,30 @@ def test_one_occupation_inside_another(tmp_path):
     assert row["answers"] == [" assistant manager", " assistant"] and row["right"] == 0
 
 
+def test_majorities_of_a_table_of_ones_own(tmp_path):
+    """Capitals change nothing; where a set knows two genders another majority is refused."""
+    table, sentence = tmp_path / "jobs.csv", "The nurse met the driver when she left."
+    files = {}
+    for load, text in (
+        (load_winobias, "1 [The nurse] met the driver when [she] left.\n"),
+        (load_winogender, f"sentid\tsentence\nnurse.driver.0.female.txt\t{sentence}\n"),
+        (load_synthbias, "type,sample,occ_1,occ_2,pronoun,is_stereotypical\n"
+                         f"type2,{sentence},nurse,driver,she,True\n"),
+    ):  # fmt: skip
+        files[load] = tmp_path / ("a.tsv" if "\t" in text else f"{load.__name__}.csv")
+        files[load].write_text(text)
+    for nurses, drivers in (("female", "male"), ("Female", "Male"), ("FEMALE ", " male")):
+        table.write_text(f"occupation,majority\nnurse,{nurses}\ndriver,{drivers}\n")
+        for load, file in files.items():
+            (row,) = load(file, load_occupations(table))
+            # She is the nurse: pro, since most nurses are women. The driver would be anti.
+            assert row["answers"] == [" nurse", " driver"] and row["meanings"] == ["pro", "anti"]
+    table.write_text("occupation,majority\nnurse,women\ndriver,male\n")
+    for load, file in files.items():
+        with pytest.raises(ValueError, match="majority of 'nurse' is 'women'"):
+            load(file, load_occupations(table))
+
+
 def test_bbq(tmp_path):
     def item(number, condition, label, polarity="neg"):
         return {
