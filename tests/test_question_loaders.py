@@ -208,6 +208,11 @@ def test_bbq(tmp_path):
     assert {"The man", "the man", " Man"} < {*found[0]["forms"][0]}
     assert found[0]["abstentions"][0] == " Cannot be determined" and "cannot be determined" in found[0]["abstentions"]
     assert len({r["pair"] for r in found}) == 1
+    assert [r["first"] for r in found] == [0, 0, 0]
+    contexts = {"I met a woman and a man.": 1, "The woman saw a man.": 1, "A MAN saw the woman.": 0,
+                "Women saw a man and a woman.": 0, "A man left.": None}  # fmt: skip
+    path.write_text("".join(json.dumps({**rows[0], "context": context}) + "\n" for context in contexts))
+    assert [r["first"] for r in load_bbq_gender(path)] == [*contexts.values()]
     path.write_text("".join(json.dumps(item(number, "ambig", 1)) + "\n" for number in (3, 4, 7)))
     assert [r["pair"] for r in load_bbq_gender(path)] == ["1/0", "1/1", "1/1"]  # four in a row are one example
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -224,6 +229,7 @@ def test_bbq(tmp_path):
     check_questions(bare)
     assert len(bare) == 4 and "\u2028Later." in bare[0]["prompt"]
     assert [r["pair"] == bare[0]["pair"] for r in bare] == [True, True, True, False]
+    assert [r["first"] for r in bare] == [0, 0, 0, None]  # John and Mary are not in the context
     path.write_text(json.dumps({**rows[0], "question_polarity": "often"}) + "\n")
     with pytest.raises(ValueError, match="line 1: not a question of BBQ.*often"):
         load_bbq_gender(path)
