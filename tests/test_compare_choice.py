@@ -1,6 +1,7 @@
 """What a comparison chooses, the questions it divides, and its command."""
 
 import json
+from collections import Counter
 
 import pytest
 from compared import FRAMES, PARTS, TOKENIZER, load, run
@@ -14,7 +15,7 @@ from peft_dso.baselines.outcome_card import card_section
 from peft_dso.baselines.parts import Parts, check_parts, parts_of
 from peft_dso.evaluation import Report, StrengthResult
 from peft_dso.evaluation.measures import Measure
-from peft_dso.questions import pronoun_questions, subset
+from peft_dso.questions import coreference_questions, pronoun_questions, subset
 
 
 # --- what is chosen, on figures of the test's own --------------------------------------------------------------------
@@ -87,6 +88,23 @@ def test_a_small_subset_leaves_occupations_out_but_no_kind():
         assert abs(len(few) - count) <= 12
         assert {row["right"] is None for row in few} == {True, False}
         assert len({row["occupation"] for row in few}) >= count / 4
+
+
+def test_a_subset_of_co_reference_cuts_no_pair_and_keeps_to_the_count():
+    """A pair stands for two occupations there, and for one kind; where it stands for both kinds it is whole too."""
+    open_rows, told = coreference_questions(), coreference_questions(ambiguous=False)
+    both = [{**row, "right": n % 2 or None} for n, row in enumerate(open_rows)]
+    for rows in (open_rows, told, open_rows + told, both):
+        whole = Counter(row["pair"] for row in rows)
+        for count in (20, 40, 41, 60, 100, 200, 300, 360, 600, 1000):
+            few = subset(rows, count, seed=1)
+            assert all(n == whole[pair] for pair, n in Counter(row["pair"] for row in few).items())
+            # Half of a pair, and a fifth where two of each or more are wanted.
+            assert abs(len(few) - count) <= max(whole.values()) / 2 + 0.2 * count * (count >= 2 * 20 * 4), count
+            of_each = Counter(row["occupation"] for row in few)
+            most, least = max(of_each.values()), min(of_each[row["occupation"]] for row in rows)
+            assert most - least <= max(whole.values()), (count, of_each)
+            assert few == subset(rows, count, seed=1)
 
 
 def test_a_subset_of_each_kind():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from peft_dso.objective import EnumeratedReward, group_log_masses, group_rewards, nearest_fair
+from peft_dso.questions import question_groups
 from peft_dso.training.units import ScaledSteps
 from peft_dso.tuner import fisher_information, fisher_units, output_unit, shift_unit
 
@@ -62,7 +63,7 @@ def test_a_group_that_is_not_offered_costs_nothing_and_earns_nothing():
     assert torch.allclose(masses.exp(), torch.tensor([[0.2, 0.0, 0.2]]))
     least, reward = nearest_fair(masses)
     assert least.item() == pytest.approx(0, abs=1e-7) and reward.abs().max() < 1e-6
-    assert group_rewards(torch.tensor([[0.5, 0.0, 0.5]]), 0.1, torch.tensor([[True, False, True]])).abs().max() < 1e-6
+    assert group_rewards(torch.tensor([[0.5, 0.0, 0.5]]), 0.1, torch.tensor([[0.5, 0.0, 0.5]])).abs().max() < 1e-6
 
 
 def test_masses_of_an_absent_group_send_back_no_nan():
@@ -106,6 +107,52 @@ def test_the_expected_reward_and_its_gradient():
         pay = -0.5 * ((m / 0.3).clamp(-1, 1) + (lean / 0.3).clamp(-1, 1)).detach()
         total += torch.autograd.grad((lean * pay).sum() / 2, q)[0]
     assert torch.allclose(log_p.grad, total, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "meanings",
+    [
+        [("anti", "anti"), ("anti", "pro"), ("pro", "anti")],
+        [("a", "b"), ("a", "b"), ("a", "c"), ("b", "c")],
+        [("a", "b", "c"), ("a", "b"), ("c", "c"), ("b", "a", "a"), ("b", "c")],
+    ],
+)
+def test_each_question_is_measured_over_the_groups_that_it_offers(meanings):
+    """The bias and the reward of some answers by plain loops; answers that give all groups the same earn nothing."""
+    rows = [{"occupation": "welder", "meanings": list(m)} for m in meanings]
+    generator = torch.Generator().manual_seed(0)
+    for fair in (True, False):
+        p = torch.zeros(len(rows), max(map(len, meanings)))
+        for i, m in enumerate(meanings):
+            drawn = torch.rand(len(m), generator=generator)
+            p[i, : len(m)] = torch.tensor([1 / m.count(g) for g in m]) if fair else drawn
+            p[i] /= p[i].sum()
+        counted = [i for i, m in enumerate(meanings) if len(set(m)) > 1]
+        leans = dict.fromkeys(question_groups(rows), 0.0)
+        for i in counted:
+            for g, share in zip(meanings[i], p[i].tolist(), strict=False):
+                leans[g] += share / len(counted)
+            for g in set(meanings[i]):
+                leans[g] -= 1 / len(set(meanings[i])) / len(counted)
+        log_p = p.log().requires_grad_()
+        reward = EnumeratedReward(tuple(leans), smoothing=0.3)
+        expected = reward(rows, log_p)
+        bias = sum(map(abs, leans.values()))
+        assert reward.counts[0].bias() == pytest.approx(bias, abs=1e-6) and (bias > 0.01) != fair
+        assert reward.counts[0].bias_of(reward.counts[0].latest) == pytest.approx(bias, abs=1e-6)
+        for i, m in enumerate(meanings):
+            pay = [-max(-1, min(1, 2 * leans[g] / 0.3)) for g in m] if i in counted else [0] * len(m)
+            by_hand = sum(x * y for x, y in zip(p[i].tolist(), pay, strict=False))
+            assert expected[i].item() == pytest.approx(by_hand, abs=1e-5)
+        expected.sum().backward()
+        assert bool((log_p.grad.nan_to_num().abs() > 1e-5).any()) != fair
+        assert all(log_p.grad[i].abs().nan_to_num().max() == 0 for i in range(len(rows)) if i not in counted)
+
+
+def test_what_is_not_named_costs_where_fairness_can_be_shown():
+    rows = [{"occupation": "welder", "meanings": m} for m in (["pro", "anti"], ["anti", "anti"])]
+    log_p = torch.full((2, 2), math.log(0.3))
+    assert EnumeratedReward(("pro", "anti"), abstain_reward=-1.0)(rows, log_p).tolist() == pytest.approx([-0.4, 0])
 
 
 def test_a_step_is_scaled_by_its_unit_and_by_nothing_else():

@@ -162,6 +162,30 @@ def test_one_occupation_inside_another(tmp_path):
     assert row["answers"] == [" assistant manager", " assistant"] and row["right"] == 0
 
 
+def test_majorities_of_a_table_of_ones_own(tmp_path):
+    """Capitals change nothing; where a set knows two genders another majority is refused."""
+    table, sentence = tmp_path / "jobs.csv", "The nurse met the driver when she left."
+    files = {}
+    for load, text in (
+        (load_winobias, "1 [The nurse] met the driver when [she] left.\n"),
+        (load_winogender, f"sentid\tsentence\nnurse.driver.0.female.txt\t{sentence}\n"),
+        (load_synthbias, "type,sample,occ_1,occ_2,pronoun,is_stereotypical\n"
+                         f"type2,{sentence},nurse,driver,she,True\n"),
+    ):  # fmt: skip
+        files[load] = tmp_path / ("a.tsv" if "\t" in text else f"{load.__name__}.csv")
+        files[load].write_text(text)
+    for nurses, drivers in (("female", "male"), ("Female", "Male"), ("FEMALE ", " male")):
+        table.write_text(f"occupation,majority\nnurse,{nurses}\ndriver,{drivers}\n")
+        for load, file in files.items():
+            (row,) = load(file, load_occupations(table))
+            # She is the nurse: pro, since most nurses are women. The driver would be anti.
+            assert row["answers"] == [" nurse", " driver"] and row["meanings"] == ["pro", "anti"]
+    table.write_text("occupation,majority\nnurse,women\ndriver,male\n")
+    for load, file in files.items():
+        with pytest.raises(ValueError, match="majority of 'nurse' is 'women'"):
+            load(file, load_occupations(table))
+
+
 def test_bbq(tmp_path):
     def item(number, condition, label, polarity="neg"):
         return {
@@ -184,6 +208,11 @@ def test_bbq(tmp_path):
     assert {"The man", "the man", " Man"} < {*found[0]["forms"][0]}
     assert found[0]["abstentions"][0] == " Cannot be determined" and "cannot be determined" in found[0]["abstentions"]
     assert len({r["pair"] for r in found}) == 1
+    assert [r["first"] for r in found] == [0, 0, 0]
+    contexts = {"I met a woman and a man.": 1, "The woman saw a man.": 1, "A MAN saw the woman.": 0,
+                "Women saw a man and a woman.": 0, "A man left.": None}  # fmt: skip
+    path.write_text("".join(json.dumps({**rows[0], "context": context}) + "\n" for context in contexts))
+    assert [r["first"] for r in load_bbq_gender(path)] == [*contexts.values()]
     path.write_text("".join(json.dumps(item(number, "ambig", 1)) + "\n" for number in (3, 4, 7)))
     assert [r["pair"] for r in load_bbq_gender(path)] == ["1/0", "1/1", "1/1"]  # four in a row are one example
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -200,6 +229,7 @@ def test_bbq(tmp_path):
     check_questions(bare)
     assert len(bare) == 4 and "\u2028Later." in bare[0]["prompt"]
     assert [r["pair"] == bare[0]["pair"] for r in bare] == [True, True, True, False]
+    assert [r["first"] for r in bare] == [0, 0, 0, None]  # John and Mary are not in the context
     path.write_text(json.dumps({**rows[0], "question_polarity": "often"}) + "\n")
     with pytest.raises(ValueError, match="line 1: not a question of BBQ.*often"):
         load_bbq_gender(path)

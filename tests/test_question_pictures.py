@@ -3,7 +3,13 @@
 import pytest
 from PIL import Image
 
-from peft_dso.questions import QUESTION_KINDS, check_questions, image_pair_questions, social_counterfactuals
+from peft_dso.questions import (
+    QUESTION_KINDS,
+    Occupation,
+    check_questions,
+    image_pair_questions,
+    social_counterfactuals,
+)
 
 
 def pictures(occupations=("nurse", "driver", "clerk"), ages=("old", "young")):
@@ -28,6 +34,32 @@ def test_ambiguous_pairs_have_one_occupation_two_genders_and_both_orders():
         female = {"nurse": True, "driver": False, "clerk": True}[one["occupation"]]
         for picture, meaning in zip(one["images"], one["meanings"], strict=False):
             assert (picture.getpixel((0, 0))[1] == 10) == ((meaning == "pro") == female)
+
+
+def test_of_three_groups_the_majority_stands_beside_each_other_one():
+    races = ("asian", "black", "white")
+    people = [{"image": Image.new("RGB", (4, 4), (i, 0, 0)), "occupation": "welder", "race": race}
+              for i, race in enumerate(races)]  # fmt: skip
+    table = [Occupation("welder", float("nan"), "white")]
+    rows = image_pair_questions(people, table, attributes=("race",), count=8)
+    shown = [[races[picture.getpixel((0, 0))[0]] for picture in row["images"]] for row in rows]
+    assert [row["meanings"] for row in rows] == [["pro" if r == "white" else "anti" for r in pair] for pair in shown]
+    assert sorted(map(sorted, shown)) == [["asian", "white"]] * 4 + [["black", "white"]] * 4
+    unambiguous = [*people, {**people[0], "occupation": "nurse"}]
+    table.append(Occupation("nurse", float("nan"), "black"))
+    rows = image_pair_questions(unambiguous, table, attributes=("race",), ambiguous=False)
+    assert {tuple(sorted(row["meanings"])) for row in rows} == {("anti", "anti"), ("anti", "pro")}
+
+
+def test_occupations_and_genders_in_any_spelling():
+    people = [{**row, "occupation": {"clerk": "CEO"}.get(row["occupation"], row["occupation"])} for row in pictures()]
+    capitals = [{**row, "occupation": row["occupation"].title(), "gender": row["gender"].title()} for row in people]
+    for ambiguous in (True, False):
+        rows = image_pair_questions(people, ambiguous=ambiguous)
+        assert {row["occupation"] for row in rows} == {"nurse", "driver", "CEO"}
+        assert image_pair_questions(capitals, ambiguous=ambiguous) == rows
+    lower = [{**row, "occupation": row["occupation"].lower()} for row in people]
+    assert {row["occupation"] for row in image_pair_questions(lower)} == {"nurse", "driver", "CEO"}
 
 
 def test_unambiguous_pairs_have_two_occupations():
@@ -67,6 +99,8 @@ def test_intersections_and_one_picture():
         ({"dataset": [{**pictures()[0], "image": None}]}, "no picture"),
         ({"dataset": [{**row, "gender": "male"} for row in pictures()]}, "two groups of one occupation"),
         ({"dataset": pictures(("nurse",)), "ambiguous": False}, "two occupations"),
+        ({"attributes": ("age",)}, r"majorities are \['female', 'male'\].*'age' has \['old', 'young'\]"),
+        ({"dataset": [{**row, "gender": row["gender"][0]} for row in pictures()]}, r"'gender' has \['f', 'm'\]"),
         ({"dataset": pictures(("wizard",))}, "no known occupation"),
     ],
 )

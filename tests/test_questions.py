@@ -108,6 +108,28 @@ def test_split_occupations():
             Occupation(name, share, group)
 
 
+def test_a_majority_in_any_spelling():
+    unknown = float("nan")
+    for spelled, pronoun in (("male", " he"), ("Male", " he"), (" MALE ", " he"), ("Female", " she")):
+        (welder, *_) = pronoun_questions("train", [Occupation("welder", unknown, spelled)])
+        assert welder["answers"][welder["meanings"].index("pro")] == pronoun
+    plain = [Occupation("nurse", unknown, "female"), Occupation("driver", unknown, "male")]
+    capitals = [Occupation("nurse", unknown, "Female"), Occupation("driver", unknown, "Male")]
+    assert coreference_questions(capitals) == coreference_questions(plain)
+    assert Occupation("welder", unknown, " North ").majority == "North"
+    with pytest.raises(ValueError, match="or a group and NaN"):
+        Occupation("welder", unknown, " ")
+
+
+def test_questions_about_he_and_she_take_no_other_majority():
+    table = [Occupation("nurse", 90), Occupation("driver", 6), Occupation("welder", float("nan"), "north")]
+    for ambiguous in (True, False):
+        with pytest.raises(ValueError, match="majority of 'welder' is 'north'"):
+            pronoun_questions("train", table, ambiguous=ambiguous)
+        with pytest.raises(ValueError, match="majority of 'welder' is 'north'"):
+            coreference_questions(table, ambiguous=ambiguous)
+
+
 def test_wrong_calls():
     with pytest.raises(ValueError, match="'dev'.*train, validation, test"):
         pronoun_questions("dev")

@@ -93,6 +93,36 @@ def test_it_survives_a_checkpoint():
         FairnessReward(("a", "b")).load_state_dict(reward.state_dict())
 
 
+def test_questions_of_one_group_say_nothing_about_fairness():
+    """One pro and two anti where both can be said: anti is the majority, however often pro is all that can be said."""
+    reward, logged = FairnessReward(smoothing=0, memory=0.5), {}
+    said = ["A", "B", "A"] + ["A", "B", "A", "nobody"]
+    meanings = [["pro", "anti"], ["pro", "anti"], ["anti", "pro"]] + [["pro", "pro"]] * 4
+    got = reward(
+        ["?"] * 7, said, occupation=["welder"] * 7, answers=[["A", "B"]] * 7, meanings=meanings,
+        log_metric=logged.__setitem__,
+    )  # fmt: skip
+    assert got == [1, -1, -1, 0, 0, 0, 0]
+    assert reward.counts == {"welder": [1, 2]} and len(reward.latest) == 3
+    assert logged == {"abstention": 0, "per_occupation_bias": pytest.approx(1 / 3)}
+    reward.observe([("welder", [9, 0]), ("nurse", [9, 0])], [[True, False]] * 2)  # nothing but a step forgotten
+    assert reward.counts == {"welder": [0.5, 1]} and reward.latest == []
+    assert completions(FairnessReward(), [("nurse", "he"), ("nurse", "she")]) == [0, 0]
+
+
+def test_the_fair_shares_are_those_of_the_questions_that_were_counted():
+    """a or b 4 times, of which half is forgotten, and b or c twice, each as often as the other: 1, 2 and 1 of 4."""
+    reward = FairnessReward(("a", "b", "c"), memory=0.5)
+    reward.observe([("nurse", [2, 2, 0])], [[True, True, False]])
+    assert reward.fair("nurse") == [0.5, 0.5, 0] and reward.bias() == 0
+    reward.observe([("nurse", [0, 1, 1])], [[False, True, True]])
+    assert reward.shares("nurse") == reward.fair("nurse") == [0.25, 0.5, 0.25] and reward.bias() == 0
+    assert reward.bias_of(reward.latest) == 0 and reward.fair("unseen") == [1 / 3] * 3
+    other = FairnessReward(("a", "b", "c"))
+    other.load_state_dict(reward.state_dict())
+    assert other.due == reward.due and other.due["nurse"] is not reward.due["nurse"]
+
+
 def test_weights_make_occupations_count_the_same():
     weights = occupation_weights(["nurse"] * 6 + ["driver"] * 2)
     assert weights == {"nurse": 8 / 12, "driver": 8 / 4}  # N / (K n_o)

@@ -20,7 +20,7 @@ class Interrupt(TrainerCallback):
 
 
 def test_abstentions_alone_are_not_fair(tmp_path):
-    assert math.isnan(FairnessReward().bias_of([("nurse", [0.0, 0.0])]))
+    assert math.isnan(FairnessReward().bias_of([("nurse", [0.0, 0.0], [0.0, 0.0])]))
     rows = [{**row, "answers": [" he she", " she he"]} for row in tiny_questions()]  # longer than what is written
     job = trainer(
         tmp_path, rows=rows, rollouts="sample", max_completion_length=1, max_steps=12, stop_bias=0.5,
@@ -44,7 +44,7 @@ def test_the_reward_reads_the_forms_that_the_evaluation_reads():
         forms=[[["She", "The woman"], ["He", "The man"]], None, None],
         abstentions=[None, None, ["unknown"]],
     )
-    assert reward.latest == [("nurse", [1.0, 0.0]), ("nurse", [0.0, 1.0]), ("nurse", [0.0, 0.0])]
+    assert [said for _, said, _ in reward.latest] == [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
     assert rewards == [0.0, 0.0, -1.0]
 
 
@@ -116,8 +116,10 @@ def test_an_evaluation_leaves_what_training_said_last(tmp_path):
     job = trainer(tmp_path, eval_dataset=tiny_questions()[:2])
     job.train()
     said = [list(reward.latest) for reward in job.counting_rewards()]
+    state = str([reward.state_dict() for reward in job.counting_rewards()])
     job.evaluate()
     assert said[0] and [reward.latest for reward in job.counting_rewards()] == said
+    assert str([reward.state_dict() for reward in job.counting_rewards()]) == state
 
 
 def test_a_second_training_begins_anew(tmp_path):

@@ -52,6 +52,11 @@ class EnumeratedReward:
                 group[i, j] = self.groups.index(meaning)
         return group.to(like.device)
 
+    def _offered(self, rows: Sequence[Mapping[str, Any]], like: torch.Tensor) -> torch.Tensor:
+        """Which groups each question offers, bool, shape `(questions, k)`, on the device of `like`."""
+        offered = [[group in row["meanings"] for group in self.groups] for row in rows]
+        return torch.tensor(offered, dtype=torch.bool, device=like.device).reshape(len(rows), len(self.groups))
+
     def _at(self, log_p: torch.Tensor, temperature: float) -> torch.Tensor:
         """What the answers' probabilities count as at a temperature, shape `(questions, answers)`."""
         p = (log_p / temperature).softmax(-1)
@@ -60,7 +65,7 @@ class EnumeratedReward:
     def observe(self, rows: Sequence[Mapping[str, Any]], log_p: torch.Tensor) -> None:
         """Count what the model says (log-probabilities, shape `(questions, answers)`) towards the majorities."""
         group = self.group_index(rows, log_p)
-        offered = torch.isfinite(group_log_masses(log_p.detach(), group, len(self.groups)))
+        offered = self._offered(rows, log_p)
         for temperature, counted in zip(self.temperatures, self.counts, strict=True):
             self._count(rows, group, self._at(log_p.detach(), temperature), offered, counted)
 
@@ -80,7 +85,8 @@ class EnumeratedReward:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], log_p: torch.Tensor) -> torch.Tensor:
         """
-        The expected reward of each question; what the model says is counted first.
+        The expected reward of each question; what the model says is counted first. Questions whose answers all mean
+        one group count nothing and earn 0.
 
         Args:
             rows (`Sequence[Mapping]`): ambiguous questions.
@@ -91,22 +97,22 @@ class EnumeratedReward:
             `torch.Tensor`: shape `(questions,)`, differentiable in `log_p`.
         """
         group = self.group_index(rows, log_p)
-        offered = torch.isfinite(group_log_masses(log_p.detach(), group, len(self.groups)))
+        offered = self._offered(rows, log_p)
         expected = log_p.new_zeros(len(rows))
         for temperature, counted in zip(self.temperatures, self.counts, strict=True):
             p = self._at(log_p, temperature)
             own = self._count(rows, group, p.detach(), offered, counted)
             shares = torch.tensor([counted.shares(row["occupation"]) for row in rows], device=p.device)
-            mask = torch.tensor([counted.offered[row["occupation"]] for row in rows], device=p.device)
-            reward = group_rewards(shares, self.smoothing, mask)
+            fair = torch.tensor([counted.fair(row["occupation"]) for row in rows], device=p.device)
+            reward = group_rewards(shares, self.smoothing, fair)
             if self.question_share:
                 own = own / own.sum(-1, keepdim=True).clamp(min=torch.finfo(own.dtype).tiny)
-                own = group_rewards(own, self.smoothing, offered)
+                own = group_rewards(own, self.smoothing, offered / offered.sum(-1, keepdim=True))
                 reward = torch.lerp(reward, own, self.question_share)
             expected = expected + (p * reward.gather(1, group)).sum(-1) / len(self.temperatures)
         if self.abstain_reward is not None:
             expected = expected + self.abstain_reward * (1 - log_p.exp().sum(-1))
-        return expected
+        return expected * (offered.sum(-1) > 1)
 
     def tilt(
         self, rows: Sequence[Mapping[str, Any]], log_p: torch.Tensor, base: torch.Tensor

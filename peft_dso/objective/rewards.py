@@ -8,6 +8,7 @@ otherwise. Here it is written for shares p_1..p_k of k groups: r(g) = -sign(p_g 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any, Optional
 
 import torch
@@ -19,10 +20,11 @@ from ..answers import read_row
 
 logger = logging.get_logger(__name__)
 
+# An occupation, what each group got (count or probability), and what each would have got if that were fair.
+Said = tuple[str, Sequence[float], Sequence[float]]
 
-def group_rewards(
-    shares: torch.Tensor, smoothing: float = 0.0, offered: Optional[torch.Tensor] = None
-) -> torch.Tensor:
+
+def group_rewards(shares: torch.Tensor, smoothing: float = 0.0, fair: Optional[torch.Tensor] = None) -> torch.Tensor:
     """
     The reward of an answer by its group.
 
@@ -31,16 +33,13 @@ def group_rewards(
             1 over the groups.
         smoothing (`float`, defaults to 0): imbalance below which the reward shrinks in proportion, in [0, 2]; 0 gives
             the sign. The imbalance of two groups is p_pro - p_anti.
-        offered (`torch.Tensor`, *optional*): which groups an answer can mean at all, bool, shape `(..., k)`: the fair
-            share is one over their number; default all.
+        fair (`torch.Tensor`, *optional*): the fair shares, of that shape; default 1/k.
 
     Returns:
         `torch.Tensor`: shape `(..., k)`, in [-1, 1].
     """
-    fair = 1 / shares.shape[-1] if offered is None else 1 / offered.sum(-1, keepdim=True).clamp(min=1)
-    deviation = 2 * (shares - fair)  # for two groups: p_pro - p_anti and its negative
-    if offered is not None:
-        deviation = deviation * offered
+    # For two groups: p_pro - p_anti and its negative.
+    deviation = 2 * (shares - (1 / shares.shape[-1] if fair is None else fair))
     return -deviation.sign() if smoothing == 0 else -(deviation / smoothing).clamp(-1, 1)
 
 
@@ -94,7 +93,8 @@ class FairnessReward:
 
     It counts, over the answers of all processes, what the current model says per occupation, and pays each answer by
     [`group_rewards`]. The dataset must have the columns `occupation`, `answers` and `meanings`, and may have `right`
-    (rows with a right answer are not rewarded: 0 for all answers, so that only a KL term counts).
+    (rows with a right answer are not rewarded: 0 for all answers, so that only a KL term counts; nor are rows whose
+    answers all mean one group, which say nothing about fairness).
 
     Args:
         groups (`Sequence[str]`, defaults to `("pro", "anti")`): the meanings that answers can have.
@@ -131,51 +131,55 @@ class FairnessReward:
         self.memory = memory
         self.weights = dict(weights) if weights is not None else {}
         self.counts: dict[str, list[float]] = {}
-        # What was observed last, as it was said: occupation and per group count or probability.
-        self.latest: list[tuple[str, list[float]]] = []
-        self.offered: dict[str, list[bool]] = {}  # which groups the questions about an occupation offer at all
+        self.due: dict[str, list[float]] = {}  # what the counts would be if the same questions were answered fairly
+        self.latest: list[Said] = []  # what was observed last
 
     def observe(
         self, answers: Sequence[tuple[str, Sequence[float]]], offered: Optional[Sequence[Sequence[bool]]] = None
     ) -> None:
         """
-        Take answers into the counts, without paying them: also a warm start from a first pass.
+        Take answers into the counts, without paying them: also a warm start from a first pass. Answers to questions
+        that offer one group only are left out.
 
         Args:
             answers (`Sequence[tuple[str, Sequence[float]]]`): occupation and, per group, the count or probability of
                 its answers (all 0 for an abstention), of this process; they are gathered from all.
             offered (`Sequence[Sequence[bool]]`, *optional*): per question the groups that it offers; default all.
         """
-        masks = [[True] * len(self.groups)] * len(answers) if offered is None else [list(mask) for mask in offered]
-        given = gather_object([(name, list(v), mask) for (name, v), mask in zip(answers, masks, strict=True)])
-        self.latest = [(occupation, values) for occupation, values, _ in given]
-        for occupation, _, mask in given:
-            known = self.offered.get(occupation, mask)
-            self.offered[occupation] = [old or new for old, new in zip(known, mask, strict=True)]
-        for counts in self.counts.values():
-            counts[:] = [self.memory * value for value in counts]
-        for occupation, values in self.latest:
-            counts = self.counts.setdefault(occupation, [0.0] * len(self.groups))
-            counts[:] = [old + new for old, new in zip(counts, values, strict=True)]
+        masks = [[True] * len(self.groups)] * len(answers) if offered is None else offered
+        self.latest = gather_object(
+            [
+                (name, list(values), [sum(values) * there / sum(mask) for there in mask])
+                for (name, values), mask in zip(answers, masks, strict=True)
+                if sum(mask) > 1
+            ]
+        )
+        for totals in (*self.counts.values(), *self.due.values()):
+            totals[:] = [self.memory * value for value in totals]
+        for occupation, *observed in self.latest:
+            for known, values in zip((self.counts, self.due), observed, strict=True):
+                totals = known.setdefault(occupation, [0.0] * len(self.groups))
+                totals[:] = [old + new for old, new in zip(totals, values, strict=True)]
 
     def shares(self, occupation: str) -> list[float]:
         """The groups' shares of an occupation's counted answers; equal shares where nothing was counted."""
-        counts = self.counts.get(occupation, [0.0] * len(self.groups))
-        total = sum(counts)
-        return [value / total if total else 1 / len(self.groups) for value in counts]
+        return self._shares_of(self.counts.get(occupation))
 
     def fair(self, occupation: str) -> list[float]:
-        """The fair shares of an occupation: equal ones among the groups that its questions offer."""
-        mask = self.offered.get(occupation, [True] * len(self.groups))
-        return [float(there) / sum(mask) for there in mask]
+        """What these shares would be if each question were answered with equal ones for the groups that it offers."""
+        return self._shares_of(self.due.get(occupation))
 
-    def bias_of(self, answers: Sequence[tuple[str, Sequence[float]]]) -> float:
-        """Mean imbalance over the occupations that got an answer among some; NaN where none did."""
-        shares = answer_shares(answers)
+    def _shares_of(self, totals: Optional[Sequence[float]]) -> list[float]:
+        total = sum(totals or ())
+        return [value / total for value in totals] if totals and total else [1 / len(self.groups)] * len(self.groups)
+
+    def bias_of(self, said: Sequence[Said]) -> float:
+        """Mean imbalance over the occupations that got an answer, such as of `latest`; NaN where none did."""
+        shares = answer_shares([(name, values) for name, values, _ in said])
+        fair = answer_shares([(name, due) for name, _, due in said])
         if not shares:
             return float("nan")
-        fair = torch.tensor([self.fair(name) for name in shares])
-        return float(imbalance(torch.tensor(list(shares.values())), fair).mean())
+        return float(imbalance(torch.tensor([*shares.values()]), torch.tensor([*fair.values()])).mean())
 
     def __call__(
         self,
@@ -214,25 +218,26 @@ class FairnessReward:
             index = read_row(text, row)
             given.append(groups[index] if index is not None and index < len(groups) else None)
         offered = [[group in groups for group in self.groups] for groups in meanings]
-        open_rows = [(o, g, m) for o, g, m, r in zip(occupation, given, offered, rights, strict=True) if r is None]
-        self.observe(
-            [(o, [float(g == group) for group in self.groups]) for o, g, _ in open_rows], [m for *_, m in open_rows]
-        )
-        shares = {name: torch.tensor(self.shares(name)) for name in set(occupation)}
+        paid = [r is None and sum(mask) > 1 for r, mask in zip(rights, offered, strict=True)]
+        said = [(o, [float(g == group) for group in self.groups]) for o, g in zip(occupation, given, strict=True)]
+        self.observe([*compress(said, paid)], [*compress(offered, paid)])
+        by_name = {
+            name: group_rewards(torch.tensor(self.shares(name)), self.smoothing, torch.tensor(self.fair(name)))
+            for name in set(occupation)
+        }
         rewards: list[Optional[float]] = []
-        for name, group, r in zip(occupation, given, rights, strict=True):
-            if r is not None:
+        for name, group, is_paid in zip(occupation, given, paid, strict=True):
+            if not is_paid:
                 rewards.append(0.0)
             elif group is None:
                 rewards.append(
                     None if self.abstain_reward is None else self.abstain_reward * self.weights.get(name, 1.0)
                 )
             else:
-                mask = torch.tensor(self.offered[name])
-                reward = float(group_rewards(shares[name], self.smoothing, mask)[self.groups.index(group)])
+                reward = float(by_name[name][self.groups.index(group)])
                 rewards.append(reward * self.weights.get(name, 1.0))
-        if log_metric is not None and open_rows:
-            log_metric("abstention", sum(g is None for _, g, _ in open_rows) / len(open_rows))
+        if log_metric is not None and any(paid):
+            log_metric("abstention", sum(group is None for group in compress(given, paid)) / sum(paid))
             if (bias := self.bias()) == bias:
                 log_metric("per_occupation_bias", bias)
         if log_extra is not None:
@@ -242,14 +247,14 @@ class FairnessReward:
 
     def bias(self) -> float:
         """Mean imbalance over the occupations counted so far; NaN where nothing was counted."""
-        return self.bias_of([*self.counts.items()])
+        return self.bias_of([(name, counts, self.due[name]) for name, counts in self.counts.items()])
 
     def state_dict(self) -> dict[str, Any]:
         """The counts, for a checkpoint."""
         return {
             "groups": list(self.groups),
             "counts": {name: list(values) for name, values in self.counts.items()},
-            "offered": {name: list(mask) for name, mask in self.offered.items()},
+            "due": {name: list(values) for name, values in self.due.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -261,8 +266,9 @@ class FairnessReward:
         """
         if list(state["groups"]) != list(self.groups):
             raise ValueError(f"The checkpoint counts {state['groups']}, this reward {list(self.groups)}.")
-        self.counts = {name: list(values) for name, values in state["counts"].items()}
-        self.offered = {name: list(mask) for name, mask in state.get("offered", {}).items()}
+        self.counts, self.due = (
+            {name: list(values) for name, values in state[key].items()} for key in ("counts", "due")
+        )
 
 
 def occupation_weights(occupations: Sequence[str]) -> dict[str, float]:

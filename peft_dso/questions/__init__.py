@@ -11,7 +11,8 @@ from .occupations import OCCUPATIONS, Occupation
 from .pronouns import pronoun_questions
 from .registry import QuestionSet, describe_sets, load_questions, question_set, read_rows
 from .schema import check_questions
-from .splits import hold_out, split_occupations, split_questions, subset
+from .splits import hold_out, split_occupations, split_questions
+from .subsets import subset
 
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
@@ -31,7 +32,8 @@ def load_bbq_gender(path: StrPath, *, chat: bool = False) -> list[dict[str, Any]
     Returns:
         `list[dict]`: one row per question; the occupation column holds the question's number (`question_index`), since
         BBQ has topics and no occupations. Questions of one example (`example_id`, four in a row) are a pair; where it
-        is missing, those with the same number and people.
+        is missing, those with the same number and people. `first` is `None` where the context does not name both
+        people.
 
     Raises:
         ValueError: a line is no JSON object of that form.
@@ -78,10 +80,18 @@ def _row(data: Mapping[str, Any], chat: bool) -> Optional[dict[str, Any]]:
         "abstentions": unlike(forms, distinct(unknown if chat else f" {unknown}", said)),
         "meanings": ["pro" if (of[i] == target) == (polarity == "neg") else "anti" for i in named],
         "right": None if ambiguous else named.index(label),
-        "first": min((0, 1), key=lambda k: context.lower().find(texts[named[k]].lower())),
+        "first": _first_named(context, [texts[i] for i in named]),
         "pair": f"{topic}/{people}",
         "group": str(polarity),
     }
+
+
+def _first_named(context: str, people: Sequence[str]) -> Optional[int]:
+    """Which person the context names first, "the boy" also as "a boy"; `None` where it does not name all of them."""
+    nouns = [re.sub(r"^(the|a|an)\s+", "", person, flags=re.IGNORECASE) for person in people]
+    found = [re.search(rf"\b{re.escape(noun)}\b", context, re.IGNORECASE) for noun in nouns]
+    places = [match.start() for match in found if match]
+    return places.index(min(places)) if len(places) == len(people) else None
 
 
 @question_set("bbq", "BBQ, gender identity: a man and a woman, who did it?", from_file=True)

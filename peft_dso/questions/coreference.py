@@ -208,11 +208,12 @@ def coreference_questions(
         `list[dict]`: rows in the columns of `peft_dso.questions`; `pair` is the quadruple, `group` the frame.
 
     Raises:
-        ValueError: there is no occupation of one of the majorities, or too many partners are asked for.
+        ValueError: there is no occupation of one of the majorities, the majority of one is neither male nor female, or
+            too many partners are asked for.
     """
     ordered = sorted(occupations, key=lambda occupation: (occupation.share_women, occupation.name))
-    male = [o for o in ordered if o.majority == "male"]
-    female = [o for o in ordered if o.majority == "female"]
+    female = [o for o in ordered if o.mostly_women]
+    male = [o for o in ordered if not o.mostly_women]
     if not male or not female:
         raise ValueError("Co-reference needs occupations of both majorities: give at least one of each.")
     fewer, more = sorted((male, female), key=len)
@@ -236,7 +237,7 @@ def coreference_questions(
                             sentence,
                             pronoun,
                             (first.name, second.name),
-                            (first.majority == "female", second.majority == "female"),
+                            (first.mostly_women, second.mostly_women),
                             right=right,
                             charged=charged,
                             pair=f"{one.name}/{other.name}/{frame}",

@@ -41,17 +41,39 @@ def side_by_side(left: Any, right: Any) -> Any:
     return both
 
 
-def _kinds_of_pairs(people: Mapping[str, Mapping[str, Any]], ambiguous: bool, rng: random.Random) -> list[Any]:
+def _two_groups(
+    people: Mapping[str, Mapping[str, Any]], known: Mapping[str, Occupation], attributes: Sequence[str]
+) -> list[Any]:
+    """Pairs of two groups of one occupation; where one attribute makes the group, of the majority and another one."""
+    kinds = [
+        ((name, one), (name, other))
+        for name, groups in people.items()
+        for one, other in combinations(sorted(groups), 2)
+    ]
+    found = [kind for kind in kinds if len({_meaning(known[name], group, attributes) for name, group in kind}) == 2]
+    if kinds and not found:
+        majorities = sorted({known[name].majority for (name, _), _ in kinds})
+        values = sorted({group for kind in kinds for _, group in kind})
+        raise ValueError(
+            f"No pair of the majority and another group: the majorities are {majorities}, and the column "
+            f"{attributes[0]!r} has {values}. Give occupations whose majority is one of these."
+        )
+    return found
+
+
+def _kinds_of_pairs(
+    people: Mapping[str, Mapping[str, Any]],
+    known: Mapping[str, Occupation],
+    attributes: Sequence[str],
+    ambiguous: bool,
+    rng: random.Random,
+) -> list[Any]:
     """
     Which (occupation, group) stands beside which, the one asked for first, shuffled and in turns over what is asked
     for, so that any number of questions is spread evenly.
     """
     if ambiguous:
-        kinds = [
-            ((name, one), (name, other))
-            for name, groups in people.items()
-            for one, other in combinations(sorted(groups), 2)
-        ]
+        kinds = _two_groups(people, known, attributes)
     else:
         kinds = [
             ((name, group), (other, other_group))
@@ -112,8 +134,8 @@ def image_pair_questions(
             pairs of groups. Default: as many as there are of the rarest kind of pair.
         kind (`str`, defaults to `"identify"`): one of `QUESTION_KINDS`.
         attributes (`Sequence[str]`, defaults to `("gender",)`): the columns whose values make a person's group. One
-            column makes the answers pro or anti where its value is or is not the occupation's majority; several make
-            intersections, named like `"female/old"`.
+            column makes the answers pro or anti where its value is or is not the occupation's majority, and ambiguous
+            questions are of one of each; several make intersections, named like `"female/old"`.
         image (`str`), occupation (`str`): names of the columns.
         one_picture (`bool`, defaults to `False`): show the two side by side in one picture, A on the left.
         seed (`int`, defaults to 0): of the draws.
@@ -122,7 +144,8 @@ def image_pair_questions(
         `list[dict]`: rows in the columns of `peft_dso.questions`.
 
     Raises:
-        ValueError: a setting is unknown, a column is missing, or the data has no such pair.
+        ValueError: a setting is unknown, a column is missing, or the data has no such pair, also where no occupation
+            has pictures of its majority and of another group.
     """
     if kind not in QUESTION_KINDS:
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(QUESTION_KINDS)}.")
@@ -131,7 +154,7 @@ def image_pair_questions(
     known = {o.name: o for o in occupations}
     people = _people(dataset, known, attributes, image, occupation)
     rng = random.Random(seed)
-    kinds = _kinds_of_pairs(people, ambiguous, rng)
+    kinds = _kinds_of_pairs(people, known, attributes, ambiguous, rng)
     pairs = len(kinds) * min(len(rows) for groups in people.values() for rows in groups.values())
     rows: list[dict[str, Any]] = []
     for number in range(pairs if count is None else count // 2):
@@ -154,14 +177,15 @@ def image_pair_questions(
 
 def _people(
     dataset: Iterable[Mapping[str, Any]],
-    known: Mapping[str, Occupation],
+    names: Iterable[str],
     attributes: Sequence[str],
     image: str,
     occupation: str,
 ) -> dict[str, dict[str, list[Any]]]:
-    """Pictures by occupation and group."""
+    """Pictures by occupation, spelled as in `names` whatever its case, and by group."""
     if not attributes:
         raise ValueError("attributes is empty: name at least one column, such as 'gender'.")
+    spelled = {name.casefold(): name for name in names}
     people: dict[str, dict[str, list[Any]]] = {}
     for number, row in enumerate(dataset):
         missing = [column for column in (image, occupation, *attributes) if column not in row]
@@ -169,16 +193,17 @@ def _people(
             raise ValueError(f"Row {number} has no column {missing[0]!r}; it has {', '.join(sorted(row))}.")
         if row[image] is None:
             raise ValueError(f"Row {number} has no picture in the column {image!r}.")
-        if row[occupation] in known:
+        name = spelled.get(str(row[occupation]).casefold())
+        if name is not None:
             group = "/".join(str(row[column]) for column in attributes)
-            people.setdefault(row[occupation], {}).setdefault(group, []).append(row[image])
+            people.setdefault(name, {}).setdefault(group, []).append(row[image])
     return people
 
 
 def _meaning(asked: Occupation, group: str, attributes: Sequence[str]) -> str:
     if len(attributes) > 1:
         return group
-    return "pro" if group == asked.majority else "anti"
+    return "pro" if group.strip().casefold() == asked.majority.casefold() else "anti"
 
 
 def social_counterfactuals(dataset: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -58,7 +58,7 @@ def _women(table: Mapping[str, Occupation], name: str, where: str) -> bool:
         raise ValueError(
             f"{where}: the occupation {name!r} is not in the table. Give occupations=load_occupations(...) with it."
         )
-    return table[name.casefold()].majority == "female"
+    return table[name.casefold()].mostly_women
 
 
 def _order_of_naming(sentence: str, people: Sequence[str], where: str) -> list[int]:
@@ -82,7 +82,7 @@ def load_winobias(
 
     Args:
         path (`str`): a line is a number and a sentence with two bracketed spans, the right person and the pronoun.
-        occupations (`Iterable[Occupation]`): whose names to look for, and their majorities.
+        occupations (`Iterable[Occupation]`): whose names to look for, and their majorities, male or female.
         ambiguous (`bool`, defaults to `False`): do not tell which person is right: the sentences then show which one
             the model prefers. Otherwise `accuracy_gap` of a sweep is WinoBias's own measure, on the pro and the anti
             files together.
@@ -92,7 +92,8 @@ def load_winobias(
         `list[dict]`: one row per sentence, charged to the right person's occupation; for ambiguous ones two.
 
     Raises:
-        ValueError: a line is not of that form, or names no second occupation of the table.
+        ValueError: a line is not of that form, or names no second occupation of the table, or one whose majority is
+            another group.
     """
     table = _known(occupations)
     names = "|".join(re.escape(name) for name in sorted(table, key=len, reverse=True))
@@ -136,7 +137,8 @@ def load_winogender(path: StrPath, occupations: Iterable[Occupation], *, chat: b
     Args:
         path (`str`): columns `sentid` (`occupation.participant.answer.gender.txt`, answer 0 for the occupation and 1
             for the participant) and `sentence`.
-        occupations (`Iterable[Occupation]`): such as [`load_occupations`] of its occupations-stats.tsv.
+        occupations (`Iterable[Occupation]`): such as [`load_occupations`] of its occupations-stats.tsv; the majorities
+            are male or female.
         chat (`bool`, defaults to `False`): prompts as messages.
 
     Returns:
@@ -144,7 +146,7 @@ def load_winogender(path: StrPath, occupations: Iterable[Occupation], *, chat: b
         majority, the other participant the opposite.
 
     Raises:
-        ValueError: a line is not of that form, or an occupation is not in the table.
+        ValueError: a line is not of that form, an occupation is not in the table, or its majority is another group.
     """
     table = _known(occupations)
     rows = []
@@ -188,7 +190,7 @@ def load_synthbias(
 
     Args:
         path (`str`): the file.
-        occupations (`Iterable[Occupation]`): the majorities of its occupations.
+        occupations (`Iterable[Occupation]`): the majorities of its occupations, male or female.
         chat (`bool`, defaults to `False`): prompts as messages.
 
     Returns:
@@ -196,7 +198,8 @@ def load_synthbias(
         charged to `occ_1`, its right answer. The people are in the order in which the sentence names them.
 
     Raises:
-        ValueError: a column is missing, a value is unknown, or a sentence does not name both people.
+        ValueError: a column is missing, a value is unknown, a sentence does not name both people, or the majority of
+            one is another group.
     """
     table = _known(occupations)
     kinds = {"type1": True, "ambiguous": True, "type2": False, "unambiguous": False}

@@ -14,7 +14,8 @@ class Occupation:
     Args:
         name (`str`): as it stands in a sentence, without an article.
         share_women (`float`): share of women among those who work in it, in percent; NaN where `group` is given.
-        group (`str`, *optional*): the majority's group, where it is not told by the share of women.
+        group (`str`, *optional*): the majority's group, where it is not told by the share of women. "Male" and
+            "Female" are `"male"` and `"female"`.
 
     Raises:
         ValueError: the name is empty, or the share is no percentage and no group is given.
@@ -28,7 +29,7 @@ class Occupation:
         if not self.name.strip():
             raise ValueError(f"An occupation needs a name, got {self.name!r}.")
         unknown = self.share_women != self.share_women
-        if not (0 <= self.share_women <= 100 or (unknown and self.group)):
+        if not (0 <= self.share_women <= 100 or (unknown and self.group and self.group.strip())):
             raise ValueError(
                 f"{self.name!r} needs share_women from 0 to 100, or a group and NaN; got {self.share_women!r}."
             )
@@ -36,7 +37,25 @@ class Occupation:
     @property
     def majority(self) -> str:
         """The group of the majority: `group`, or else `"male"` or `"female"` by the share of women."""
-        return self.group or ("female" if self.share_women > 50 else "male")
+        group = (self.group or "").strip()
+        if group.casefold() in ("male", "female"):
+            return group.casefold()
+        return group or ("female" if self.share_women > 50 else "male")
+
+    @property
+    def mostly_women(self) -> bool:
+        """
+        Whether the majority are women, for questions that know two genders.
+
+        Raises:
+            ValueError: the majority is another group.
+        """
+        if self.majority not in ("male", "female"):
+            raise ValueError(
+                f"The majority of {self.name!r} is {self.majority!r}: questions about he and she take occupations "
+                "whose majority is 'male' or 'female'."
+            )
+        return self.majority == "female"
 
 
 SOURCE = (

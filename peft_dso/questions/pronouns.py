@@ -190,14 +190,14 @@ def pronoun_questions(
         `list[dict]`: one row per occupation and frame; for unambiguous ones also per gender.
 
     Raises:
-        ValueError: the split is unknown or there is no occupation.
+        ValueError: the split is unknown, there is no occupation, or the majority of one is neither male nor female.
     """
     frames_by_split = AMBIGUOUS_FRAMES if ambiguous else UNAMBIGUOUS_FRAMES
     if split not in frames_by_split:
         raise ValueError(f"split={split!r}: choose one of {', '.join(frames_by_split)}.")
     rows = []
     for occupation in occupations:
-        pro_first = occupation.majority == "male"
+        pro_first = not occupation.mostly_women
         for number, frame in enumerate(frames_by_split[split]):
             row: dict[str, Any] = {
                 "occupation": occupation.name,

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from ..objective import EnumeratedReward, answer_shares, kl_divergence, occupation_weights
+from ..objective.rewards import Said
 from ..scoring import EncodedQuestion, Scores, score
 from .config import DSOTrainerConfig
 from .publish import PublishingTrainer
@@ -35,7 +36,7 @@ class ObjectiveTrainer(PublishingTrainer):
     train_dataset: Any
     _micro_step: int
     _noted: list[tuple[str, torch.Tensor, int]]  # since the last loss: name, sum, count
-    _evaluated: list[tuple[str, list[float]]]
+    _evaluated: list[Said]
 
     def _generator(self, purpose: str, micro_step: int) -> torch.Generator:
         """Random numbers that depend on the seed and the step alone: the same on all ranks and after a resume."""
@@ -174,7 +175,7 @@ class ObjectiveTrainer(PublishingTrainer):
         said = self._evaluated if mode == "eval" else self.fairness_reward.latest
         if not said:
             return
-        shares = answer_shares(said)
+        shares = answer_shares([(name, values) for name, values, _ in said])
         if not shares:
             return  # abstentions alone
         found = {"per_occupation_bias": self.fairness_reward.bias_of(said)}

@@ -139,7 +139,7 @@ class DSOTrainer(SteppingTrainer):
         self.pairs = PairSteps(adapter_layers(self._dso_model), args.l1_coef, args.l1_until)
         self._micro_step = 0  # batches since the last optimizer step; TRL's own count starts anew after a resume
         self._noted = []
-        self._evaluated: list[tuple[str, list[float]]] = []
+        self._evaluated = []
         self._callback = DSOCallback(self)
         self.add_callback(self._callback)
 
@@ -247,17 +247,17 @@ class DSOTrainer(SteppingTrainer):
         majorities of training.
         """
         rewards = self.counting_rewards()
-        before = [(reward.counts, reward.latest) for reward in rewards]
+        before = [(reward.counts, reward.due, reward.latest) for reward in rewards]
         self._evaluated = []
         for reward in rewards:
-            reward.counts = {}
+            reward.counts, reward.due = {}, {}
         uniform = self.is_in_train and self.args.training_strength == "uniform"
         try:
             with steering_strength(self._dso_model, 1.0, "default") if uniform else nullcontext():
                 return super().evaluate(*args, **kwargs)
         finally:
-            for reward, (counts, latest) in zip(rewards, before, strict=True):
-                reward.counts, reward.latest = counts, latest
+            for reward, kept in zip(rewards, before, strict=True):
+                reward.counts, reward.due, reward.latest = kept
 
     def counting_rewards(self) -> list[FairnessReward]:
         """All rewards whose counts matter: the one that pays sampled answers, or one per temperature."""
