@@ -4,12 +4,12 @@ serving/vllm/tests/environment.sh makes, on a model's folder and an adapter for 
 
     python benchmarks/serving.py MODEL ADAPTER [--compiled] [--rounds 9] [--requests 256] [--out FILE]
 
-Four engines, each in a process of its own: vLLM without the plug-in, twice, since two processes that do the same differ
-too, with the adapter, and with a LoRA of rank 8 on all linear layers under vLLM's own multi-LoRA. In turn, in an order that changes from round to round, they answer the
-same requests, 64 at a time: once with short prompts and many tokens (decode), once with long prompts and one token
-(prefill). Reported are medians over the rounds of the CPU seconds of the engine's process, and of their ratio to the
-base of the same round, with the middle half. Whether anything is mixed up is asked by
-serving/vllm/tests/test_clients.py.
+Four engines, each in a process of its own: vLLM without the plug-in, twice, since two processes that do the same
+differ too, with the adapter, and with a LoRA of rank 8 on all linear layers under vLLM's own multi-LoRA. In turn, in
+an order that changes from round to round, they answer the same requests, 64 at a time: once with short prompts and
+many tokens (decode), once with long prompts and one token (prefill). Reported are medians over the rounds of the CPU
+seconds of the engine's process, and of their ratio to the base of the same round, with the middle half. Whether
+anything is mixed up is asked by serving/vllm/tests/test_clients.py.
 """
 
 from __future__ import annotations
