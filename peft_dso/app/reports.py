@@ -13,7 +13,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from peft import PeftConfig
 
 from ..evaluation import Report, StrengthResult, load_report
-from ..inspect import REPORT, is_of
+from ..inspect import REPORT, VECTORS, is_of
 
 
 BUDGETS = {
@@ -44,7 +44,9 @@ def find_report(adapter: str | os.PathLike[str], revision: Optional[str] = None)
         report = load_report(
             folder / REPORT if folder.is_dir() else hf_hub_download(str(adapter), REPORT, revision=revision)
         )
-        return report if is_of(report, PeftConfig.from_pretrained(str(adapter), revision=revision)) else None
+        named = VECTORS in report.description
+        config = PeftConfig.from_pretrained(str(adapter), revision=revision) if named else None
+        return report if is_of(report, config) else None
     except (EntryNotFoundError, LocalEntryNotFoundError, HFValidationError):
         return None
 

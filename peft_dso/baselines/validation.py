@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
+import numpy as np
 import torch
 from torch import nn
 
-from ..objective import imbalance, occupation_shares
-from ..questions import check_questions, question_groups, split_questions
+from ..evaluation.answered import Answered
+from ..evaluation.bias import occupation_biases
+from ..questions import check_questions, split_questions
 from ..scoring import encode_row, score
 
 
@@ -54,27 +56,18 @@ def validate(model: nn.Module, processor: Any, questions: Sequence[Mapping[str, 
     """
     check_questions(questions)
     rows = list(questions)
-    groups = question_groups(rows)
     widest = max(len(row["answers"]) for row in rows)
     log_p = torch.full((len(rows), widest), -torch.inf)
     for numbers, scores in score(model, [encode_row(processor, row) for row in rows]):
         log_p[numbers, : scores.answers.shape[1]] = scores.answers.float().cpu()
-    open_rows = [n for n, row in enumerate(rows) if row.get("right") is None]
-    if not open_rows:
+    said = Answered(rows, log_p.double().numpy())
+    if not len(said.ambiguous):
         raise ValueError("There is no ambiguous question (right=None) to validate on.")
-    p = log_p[open_rows].softmax(-1)
-    shares = torch.zeros(len(open_rows), len(groups))
-    for i, n in enumerate(open_rows):
-        for j, meaning in enumerate(rows[n]["meanings"]):
-            shares[i, groups.index(meaning)] += p[i, j]
-    names = sorted({rows[n]["occupation"] for n in open_rows})
-    index = torch.tensor([names.index(rows[n]["occupation"]) for n in open_rows])
-    settled = [n for n, row in enumerate(rows) if row.get("right") is not None]
-    right = [float(log_p[n].argmax() == rows[n]["right"]) for n in settled]
+    shares, occupations, _, fair = said.shares_of(first_choice=False)
     return Validation(
-        float(imbalance(occupation_shares(shares, index, len(names))).mean()),
-        sum(right) / len(right) if right else 1.0,
-        float(log_p[open_rows].exp().sum(-1).mean()),
+        float(np.nanmean(np.abs(list(occupation_biases(shares, occupations, fair).values())))),
+        float(said.correct.mean()) if len(said.correct) else 1.0,
+        float(log_p[said.ambiguous].exp().sum(-1).mean()),
     )
 
 
