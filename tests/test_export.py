@@ -261,7 +261,7 @@ def test_refusals(tmp_path):
         fold_strength(merged)
     off = steered("llama")
     with off.disable_adapter(), pytest.raises(ValueError, match="switched off"):
-        fold_strength(off)
+        export_checkpoint(off, tiny_tokenizer(), tmp_path / "off")
     mixed = steered("llama")
     lora = get_peft_model(mixed.base_model.model, LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="plain linear|another kind"):

@@ -17,7 +17,7 @@ from torch import nn
 from transformers.models.auto import modeling_auto
 
 from ..objective.penalties import kl_divergence
-from ..tuner import get_steering_strength
+from ..tuner import DSOLayer, get_steering_strength
 from .fold import Folded, fold_strength
 
 
@@ -110,14 +110,17 @@ def export_checkpoint(
         `ExportReport`: the comparison.
 
     Raises:
-        ValueError: the folder holds something, there is no prompt, a shift has no home, the base model is quantised or
-            offloaded, or what is loaded from there is not the steered model. Nothing is left in the folder then.
+        ValueError: the folder holds something, there is no prompt, the adapter is switched off, a shift has no home,
+            the base model is quantised or offloaded, or what is loaded from there is not the steered model. Nothing is
+            left in the folder then.
     """
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder: choose another one, so that nothing is overwritten.")
     if not prompts:
         raise ValueError("Give at least one prompt to compare the exported model on.")
+    if any(isinstance(layer, DSOLayer) and layer.disable_adapters for layer in model.modules()):
+        raise ValueError("The adapter is switched off: export the model outside of disable_adapter().")
     folder.parent.mkdir(parents=True, exist_ok=True)
     was_training = model.training
     model.eval()

@@ -69,8 +69,8 @@ def fold_strength(model: nn.Module, drop_shift: bool = False) -> Folded:
         `Folded`: the copy, on the model's device and in its dtype, and what was left out.
 
     Raises:
-        ValueError: a shift has no home, the strength is set per row, an adapter is merged or switched off, a weight is
-            offloaded, or the model is quantised or has adapters of another kind.
+        ValueError: a shift has no home, the strength is set per row, an adapter is merged, a weight is offloaded, or
+            the model is quantised or has adapters of another kind.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     layers = dso_layers(base)
@@ -79,8 +79,6 @@ def fold_strength(model: nn.Module, drop_shift: bool = False) -> Folded:
     for name, layer in layers.items():
         if layer.merged_adapters:
             raise ValueError(f"An adapter is merged into {name!r}. Call unmerge_adapter() first.")
-        if layer.disable_adapters:
-            raise ValueError(f"The adapter is switched off at {name!r}: fold it outside of disable_adapter().")
     wanted = {name: _effect(layer) for name, layer in layers.items()}
     homes = {name: _home(base, name, layer) for name, layer in layers.items()}
     homeless = [name for name, (_, shift) in wanted.items() if shift.any() and not homes[name]]
@@ -122,7 +120,7 @@ def _check_plain(model: Any) -> None:
 def _effect(layer: DSOLayer) -> tuple[torch.Tensor, torch.Tensor]:
     """w a and w b of a site, summed over the active adapters, shape `(d,)`."""
     parts = [affine.folded() for affine in layer.active_affines()]
-    if not parts:
+    if layer.disable_adapters or not parts:
         zero = torch.zeros(layer.out_features, device=execution_device(layer))
         return zero, zero
     slope, shift = (torch.stack(vectors).sum(0) for vectors in zip(*parts, strict=True))
