@@ -27,7 +27,7 @@ class PublishingTrainer(RLOOTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """
         As TRL's, with the text of `peft_dso.export.model_card`: how to load and steer the adapter, what it was trained
-        on, and what was measured of it (nothing, unless a report lies in the output folder). TRL's tags stay.
+        on, and what was measured of it (nothing, unless a report of it lies in the output folder). TRL's tags stay.
         """
         super().create_model_card(*args, **kwargs)
         folder = Path(self.args.output_dir)
