@@ -22,8 +22,6 @@ from peft_dso.app import build as build_page
 from peft_dso.app import recipes
 from peft_dso.app.engine import SteeredModel
 from peft_dso.app.page import answer_list
-from peft_dso.app.report_tab import Shown
-from peft_dso.app.reports import BUDGETS, from_budget, value_at
 from peft_dso.app.turns import Turns
 
 
@@ -255,26 +253,6 @@ def example_report(kl=True):
         return StrengthResult(w, measures, {"nurse": bias, "clerk": -bias / 2})
 
     return Report({"test": [results(1.0, 0.1, 0.90), results(0.0, 0.5, 1.0), results(0.5, 0.2, 0.98)]})
-
-
-def test_a_strength_from_a_budget():
-    results = sorted(example_report().sets["test"], key=lambda r: r.strength)
-    most_kl, most_bias, least_accuracy = BUDGETS
-    assert value_at(results, "bias", 0.25) == pytest.approx(0.35)
-    assert value_at(results, "bias", 1.5) != value_at(results, "bias", 1.5)  # nan: not measured
-    # kl is 0, 0.025, 0.1 at 0, 0.5, 1: 0.04 is reached at 0.5 + 0.5 * 0.015 / 0.075
-    assert from_budget(results, most_kl, 0.04) == pytest.approx(0.6)
-    assert from_budget(results, most_bias, 0.15) == pytest.approx(0.75)
-    assert from_budget(results, least_accuracy, 0.94) == pytest.approx(0.75)
-    with pytest.raises(ValueError, match=r"the best bias there is 0\.100"):
-        from_budget(results, most_bias, 0.05)
-    with pytest.raises(ValueError, match="no kl"):
-        from_budget(example_report(kl=False).sets["test"], most_kl, 0.05)
-    with pytest.raises(ValueError, match="must be a number, got None"):
-        from_budget(results, most_kl, None)
-    pictures, numbers = Shown(example_report(), "test").at(0.25)
-    assert "the strength is 0.25" in pictures and pictures.count("<img") == 2
-    assert "0.25 (now, in between)" in numbers and "0.350" in numbers and "0.500 ± 0.010" in numbers
 
 
 def test_the_lines_reproduce_the_bars(tmp_path, capsys):

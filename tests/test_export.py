@@ -286,12 +286,6 @@ def test_the_command(tmp_path, capsys):
     assert "not an empty folder" in capsys.readouterr().err
 
 
-def test_what_was_trained_beside_the_pairs_is_not_exported(tmp_path):
-    model = get_peft_model(build("llama"), DSOConfig(task_type="CAUSAL_LM", modules_to_save=["lm_head"]))
-    with pytest.raises(ValueError, match="modules_to_save"):
-        fold_strength(model)
-
-
 def test_rotary_frequencies_stay_float32():
     model = get_peft_model(build("llama").to(torch.bfloat16), DSOConfig(task_type="CAUSAL_LM"))
     with torch.no_grad():

@@ -8,6 +8,7 @@ from models import build
 from peft import PeftModel, get_peft_model
 
 from peft_dso import DSOConfig
+from peft_dso.export import fold_strength
 
 
 def filled(model, value):
@@ -68,3 +69,9 @@ def test_a_name_that_hides_vectors_of_another_adapter_is_refused(tmp_path, name)
     model.add_adapter("both", DSOConfig(init_weights=False))
     with pytest.raises(ValueError, match=f"'both' would be saved with . of its 8 vectors.*{name}"):
         model.save_pretrained(tmp_path)
+
+
+def test_what_was_trained_beside_the_pairs_is_not_exported():
+    model = get_peft_model(build("llama"), DSOConfig(task_type="CAUSAL_LM", modules_to_save=["lm_head"]))
+    with pytest.raises(ValueError, match="modules_to_save"):
+        fold_strength(model)

@@ -237,8 +237,8 @@ def knob_of(model: nn.Module) -> Knob:
         model (`nn.Module`): a `PeftModel`, a plain transformers model with a loaded adapter, or without one.
 
     Returns:
-        `Knob`: see [`DSOStrength`], [`AdapterScaling`], [`AdapterSwitch`] and [`BareModel`]. A switch too for a DSO
-        adapter that holds modules of its own: no strength turns those.
+        `Knob`: see [`DSOStrength`], [`AdapterScaling`], [`AdapterSwitch`] (also of a DSO adapter with
+        `modules_to_save`, which no strength turns) and [`BareModel`].
 
     Raises:
         ValueError: the adapters are off or merged, none is active, or the base cannot be had from the model.
@@ -247,15 +247,12 @@ def knob_of(model: nn.Module) -> Knob:
     if not layers and not isinstance(model, PeftModel):
         return BareModel()
     if any(layer.disable_adapters for layer in layers):
-        raise ValueError(
-            "The adapters of this model are switched off, so that no strength would change anything. Switch them on, "
-            "or pass knob=BareModel() to measure it as it is."
-        )
+        said = "The adapters of this model are switched off, so that no strength would change anything."
+        raise ValueError(f"{said} Switch them on, or pass knob=BareModel() to measure it as it is.")
     merged = sorted({name for layer in layers for name in layer.merged_adapters})
     if merged:
         raise ValueError(
-            f"The adapter {merged[0]!r} is merged into the weights: no strength can be set. Call unmerge_adapter(), "
-            "or pass knob=BareModel() to measure the model as it is."
+            f"The adapter {merged[0]!r} is merged: call unmerge_adapter(), or pass knob=BareModel() to measure it so."
         )
     steered = [layer for layer in layers if isinstance(layer, DSOLayer)]
     others = [layer for layer in layers if not isinstance(layer, DSOLayer)]
@@ -264,8 +261,8 @@ def knob_of(model: nn.Module) -> Knob:
             return AdapterSwitch(model, "modules_to_save act at every strength, it is on or off", name="DSO")
         return DSOStrength(model)
     if steered and not others:
-        known = ", ".join(sorted({name for layer in steered for name in layer.dso_affine}))
-        raise ValueError(f"No DSO adapter is active. Loaded: {known}; activate one with set_adapter.")
+        known = sorted({name for layer in steered for name in layer.dso_affine})
+        raise ValueError(f"No DSO adapter is active. Loaded: {', '.join(known)}; activate one with set_adapter.")
     configs = _active_configs(model, others)
     for name, config in configs.items():
         bias, start = getattr(config, "bias", "none"), str(getattr(config, "init_lora_weights", None)).lower()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -37,3 +38,27 @@ def last_complete_checkpoint(output_dir: str) -> str:
         if is_complete(os.path.join(output_dir, name)):
             return os.path.join(output_dir, name)
     raise ValueError(f"There is no complete checkpoint in {output_dir!r} to resume from.")
+
+
+def checkpoint_to_resume(wanted: Any, output_dir: str) -> Any:
+    """
+    Where a training goes on.
+
+    Args:
+        wanted (`str` or `bool`, *optional*): as in `Trainer.train`; `True`: the newest whole checkpoint.
+        output_dir (`str`): the trainer's folder.
+
+    Returns:
+        `str` or what was given: the checkpoint's folder.
+
+    Raises:
+        ValueError: the checkpoint was not written to its end, or there is none.
+    """
+    if wanted is True:
+        return last_complete_checkpoint(output_dir)
+    if isinstance(wanted, str) and not is_complete(wanted):
+        raise ValueError(
+            f"{wanted} is not a complete checkpoint: trainer_state.json, which is written last, is missing or broken. "
+            "Resume from an earlier one."
+        )
+    return wanted

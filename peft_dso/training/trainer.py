@@ -30,7 +30,7 @@ from .adapter import (
     restore_adapter,
 )
 from .callback import STATE_KEY, DSOCallback
-from .checkpoints import is_complete, last_complete_checkpoint
+from .checkpoints import checkpoint_to_resume
 from .config import DSOTrainerConfig
 from .data import QuestionRows, all_rows, as_rows, eval_rows
 from .sampler import OccupationSampler
@@ -281,13 +281,7 @@ class DSOTrainer(SteppingTrainer):
         As TRL's, but `resume_from_checkpoint=True` passes over a checkpoint that was not written to its end, and such
         a checkpoint named explicitly is refused.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
-        elif isinstance(resume_from_checkpoint, str) and not is_complete(resume_from_checkpoint):
-            raise ValueError(
-                f"{resume_from_checkpoint} is not a complete checkpoint: trainer_state.json, which is written last, "
-                "is missing or broken. Resume from an earlier one."
-            )
+        resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         strength = get_steering_strength(self._dso_model, "default")
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)

@@ -21,7 +21,7 @@ from .devices import check_hooks, execution_device
 from .files import Taken, pair_vectors, vectors_sha256
 from .layer import DSOLayer
 from .loading import check_fits, check_whole
-from .sites import check_fingerprint, default_site_names, find_sites, fingerprint, is_target, rows_of
+from .sites import check_fingerprint, default_site_names, find_sites, fingerprint, is_target, rows_of, site_table
 from .units import shift_unit
 
 
@@ -146,20 +146,8 @@ class DSOModel(BaseTuner):
         Raises:
             ValueError: there is no such adapter.
         """
-        name = adapter_name or self.active_adapters[0]
-        chosen = _strength._selected(self.model, name)
-        rows = [
-            (
-                site,
-                type(self.model.get_submodule(site).get_base_layer()).__name__,
-                sum(p.numel() for p in a.parameters()),
-            )
-            for (site, _), a in chosen.items()
-        ]
-        width = max(len(site) for site, _, _ in rows)
-        for site, module_class, count in rows:
-            print(f"{site:{width}}  {module_class:24}  {count:>9,}")
-        print(f"{len(rows)} sites, {sum(count for _, _, count in rows):,} parameters")
+        chosen = _strength._selected(self.model, adapter_name or self.active_adapters[0])
+        print(site_table(self.model, {site: affine for (site, _), affine in chosen.items()}))
 
     # --- strength ----------------------------------------------------------------------------------------------------
 

@@ -271,3 +271,23 @@ def check_fingerprint(found: Mapping[str, Any], expected: Mapping[str, Any], nam
             f"This DSO adapter was made for another base model: {'; '.join(differing)}. Load it on "
             f"{name or 'the model it was trained on'}, or, for a new adapter, make a new DSOConfig."
         )
+
+
+def site_table(model: nn.Module, pairs: Mapping[str, nn.Module]) -> str:
+    """
+    The sites of an adapter as text, a line for each.
+
+    Args:
+        model (`nn.Module`): the model with the layers.
+        pairs (`Mapping[str, DSOAffine]`): the adapter's pairs by site.
+
+    Returns:
+        `str`: site, class of the norm and number of parameters; the sums last.
+    """
+    counts = {site: sum(p.numel() for p in pair.parameters()) for site, pair in pairs.items()}
+    width, layers = max(map(len, counts)), dict(model.named_modules())
+    lines = [
+        f"{site:{width}}  {type(layers[site].get_base_layer()).__name__:24}  {count:>9,}"
+        for site, count in counts.items()
+    ]
+    return "\n".join([*lines, f"{len(counts)} sites, {sum(counts.values()):,} parameters"])
