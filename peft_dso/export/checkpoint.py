@@ -17,7 +17,8 @@ from torch import nn
 from transformers.models.auto import modeling_auto
 
 from ..objective.penalties import kl_divergence
-from ..tuner import DSOLayer, get_steering_strength
+from ..tuner import get_steering_strength
+from ..tuner.strength import dso_layers
 from .fold import Folded, fold_strength
 
 
@@ -119,7 +120,7 @@ def export_checkpoint(
         raise ValueError(f"{folder} is not an empty folder: choose another one, so that nothing is overwritten.")
     if not prompts:
         raise ValueError("Give at least one prompt to compare the exported model on.")
-    if any(isinstance(layer, DSOLayer) and layer.disable_adapters for layer in model.modules()):
+    if any(layer.disable_adapters for layer in dso_layers(model).values()):
         raise ValueError("The adapter is switched off: export the model outside of disable_adapter().")
     folder.parent.mkdir(parents=True, exist_ok=True)
     was_training = model.training

@@ -161,6 +161,10 @@ class FairnessReward:
                 totals = known.setdefault(occupation, [0.0] * len(self.groups))
                 totals[:] = [old + new for old, new in zip(totals, values, strict=True)]
 
+    def reset(self) -> None:
+        """Forget what was counted."""
+        self.counts, self.due = {}, {}
+
     def shares(self, occupation: str) -> list[float]:
         """The groups' shares of an occupation's counted answers; equal shares where nothing was counted."""
         return self._shares_of(self.counts.get(occupation))

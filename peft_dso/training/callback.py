@@ -32,7 +32,7 @@ class DSOCallback(TrainerCallback):
         saved = state.stateful_callbacks.get(STATE_KEY)
         self.trainer.beta, self.trainer.neutral_weight = args.beta, args.neutral_coef
         for reward in self.trainer.counting_rewards() if self.begun else ():  # a second training begins anew
-            reward.counts, reward.due = {}, {}
+            reward.reset()
         self.begun = True
         if isinstance(saved, dict):
             self.biases.extend(saved.get("biases", ()))

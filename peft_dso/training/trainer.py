@@ -250,7 +250,7 @@ class DSOTrainer(SteppingTrainer):
         before = [(reward.counts, reward.due, reward.latest) for reward in rewards]
         self._evaluated = []
         for reward in rewards:
-            reward.counts, reward.due = {}, {}
+            reward.reset()
         uniform = self.is_in_train and self.args.training_strength == "uniform"
         try:
             with steering_strength(self._dso_model, 1.0, "default") if uniform else nullcontext():

@@ -65,6 +65,11 @@ def engine(model: str, dso: dict | None = None, **arguments):
         gc.collect()
 
 
+def runner_of(llm):
+    """The model runner of an engine in this process."""
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+
+
 @contextmanager
 def serve(model: str, dso: dict | None, log: Path, *arguments: str, **environment: str):
     """The address of a server in processes of its own; they are gone afterwards."""

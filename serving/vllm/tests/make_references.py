@@ -125,9 +125,8 @@ def save_processor(folder: Path, config: tf.LlavaConfig) -> tf.LlavaProcessor:
     processor.save_pretrained(folder)
     file = folder / "model.safetensors"
     tensors = load_file(file)  # later versions of transformers leave out a part of the names
-    tower = {name for name in tensors if "vision_tower." in name and ".vision_model." not in name}
     renamed = {
-        name.replace("vision_tower.", "vision_tower.vision_model.") if name in tower else name: tensor
+        name if ".vision_model." in name else name.replace("vision_tower.", "vision_tower.vision_model."): tensor
         for name, tensor in tensors.items()
     }
     save_file(renamed, file, {"format": "pt"})

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import check, check_cases, engine, run, sampling
+from conftest import check, check_cases, engine, run, runner_of, sampling
 
 
 @pytest.fixture
@@ -66,8 +66,7 @@ def test_nothing_is_computed_while_nobody_is_steered(references, fair):
 
 
 def steered_norms(llm) -> list:
-    runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
-    return [module for module in runner.get_model().modules() if hasattr(module, "dso_slopes")]
+    return [module for module in runner_of(llm).get_model().modules() if hasattr(module, "dso_slopes")]
 
 
 def test_the_v2_runner(references):

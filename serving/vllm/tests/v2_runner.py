@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from conftest import check_cases, engine
+from conftest import check_cases, engine, runner_of
 from triton.backends import backends
 
 
@@ -28,8 +28,7 @@ def main() -> None:
     adapters = {name: llama["adapters"][name] for name in ("fair", "other")}
     options = {"max_num_batched_tokens": 64, "max_num_seqs": 32, "enable_prefix_caching": True}
     with engine(llama["model"], {"adapters": adapters, "default": {"fair": 1}}, **options) as llm:
-        worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-        assert hasattr(worker.model_runner, "model_state"), "this is the V1 runner"
+        assert hasattr(runner_of(llm), "model_state"), "this is the V1 runner"
         check_cases(llm, [*llama["cases"], *llama["long"]])  # prompts are cut in pieces of 64 tokens
         check_cases(llm, [*llama["mixed"], *llama["cases"][:14]])  # and read from the prefix cache
     print("the V2 runner gives what the package gives")
