@@ -99,21 +99,22 @@ class ObjectiveTrainer(PublishingTrainer):
         neutral = self._draw_neutral() if mode == "train" else []
         encoded = [*map(self.scorer.encode, [*rows, *retained]), *neutral]
         scores = self.scorer.score(model, encoded)
+        base = self.scorer.base(self.model, encoded)  # one pass for all: every pass reads all weights
         n, m = len(rows), len(rows) + len(retained)
         loss = scores.decision.new_zeros(())
         counts = occupation_weights(gather_object([row["occupation"] for row in rows]))
         if rows:
-            loss = self._open_loss(rows, scores[:n], encoded[:n], counts)
+            loss = self._open_loss(rows, scores[:n], base[:n], counts)
         else:  # the other processes wait for what this one counts
             self.enumerated.observe([], scores.answers[:0])
         if retained:
-            kl, _ = self._kl(scores[n:m], encoded[n:m], "retain_kl")
+            kl = self._kl(scores[n:m], base[n:m], "retain_kl")
             loss = loss + self.args.retain_coef * kl.mean()
         if settled:
             right = torch.tensor([row["right"] for row in settled], device=scores.answers.device)
             self._note("accuracy", (scores.answers[n : n + len(settled)].argmax(-1) == right).float())
         if neutral:
-            kl, _ = self._kl(scores[m:], encoded[m:], "neutral_kl")
+            kl = self._kl(scores[m:], base[m:], "neutral_kl")
             # The mean over the tokens of all processes, whose texts are of different lengths.
             tokens = self.accelerator.reduce(torch.tensor(float(len(kl)), device=kl.device), "mean")
             loss = loss + self.neutral_weight * kl.sum() / tokens
@@ -121,12 +122,12 @@ class ObjectiveTrainer(PublishingTrainer):
         return loss
 
     def _open_loss(
-        self, rows: list[dict[str, Any]], scores: Scores, encoded: list[EncodedQuestion], counts: Mapping[str, float]
+        self, rows: list[dict[str, Any]], scores: Scores, base: Scores, counts: Mapping[str, float]
     ) -> torch.Tensor:
         """-E[r] + beta KL of ambiguous questions; `counts` weights the occupations."""
         log_p = scores.answers[:, : max(len(row["answers"]) for row in rows)]
         expected = self.enumerated(rows, log_p)
-        kl, base = self._kl(scores, encoded, "kl")
+        kl = self._kl(scores, base, "kl")
         tilt, least = self.enumerated.tilt(rows, log_p, base.answers[:, : log_p.shape[1]].to(log_p.device))
         if self.args.kl_target == "fair":
             kl = kl - tilt
@@ -136,12 +137,11 @@ class ObjectiveTrainer(PublishingTrainer):
         self._note("abstention", 1 - log_p.exp().sum(-1))
         return -(weight * expected).mean() + self.beta * kl.mean()
 
-    def _kl(self, scores: Scores, encoded: list[EncodedQuestion], name: str) -> tuple[torch.Tensor, Scores]:
-        """KL(steered || base) of the next-token distribution where each answer is decided, and what the base says."""
-        base = self.scorer.base(self.model, encoded)
+    def _kl(self, scores: Scores, base: Scores, name: str) -> torch.Tensor:
+        """KL(steered || base) of the next-token distribution where each answer is decided."""
         kl = kl_divergence(scores.decision, base.decision.to(scores.decision.device))
         self._note(name, kl)
-        return kl, base
+        return kl
 
     def _note(self, name: str, values: torch.Tensor) -> None:
         """A metric of this process's share of the batch, for [`_log_noted`]."""

@@ -229,7 +229,8 @@ class DSOTrainer(SteppingTrainer):
             loss = super()._compute_loss(model, inputs)
             if retained:
                 encoded = [self.scorer.encode(row) for row in retained]
-                kl, _ = self._kl(self.scorer.score(model, encoded), encoded, "retain_kl")
+                scores, base = self.scorer.score(model, encoded), self.scorer.base(self.model, encoded)
+                kl = self._kl(scores, base, "retain_kl")
                 loss = loss + self.args.retain_coef * kl.mean()
         self._log_noted(mode)
         self._micro_step += mode == "train"
