@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--gemma", help="folder or Hub name of Gemma-3-270M")
     parser.add_argument("--methods", help="default all")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--measure-on", help="of about how many questions of the test; default all")
     parser.add_argument("--out", type=Path, default=Path("outputs/compare"))
     options = parser.parse_args()
     models = {"smollm2": "smollm2", **({"gemma": options.gemma} if options.gemma else {})}
@@ -32,7 +33,10 @@ def main() -> None:
             begin = time.monotonic()
             call = ["compare", "--model", model, "--questions", questions, "--held-out-occupations"]
             call += ["--seeds", str(options.seeds), "--out", str(options.out / f"{name}-{questions}")]
-            code = peft_dso([*call, *(["--methods", options.methods] if options.methods else [])])
+            for option in ("methods", "measure_on"):
+                if getattr(options, option):
+                    call += [f"--{option.replace('_', '-')}", getattr(options, option)]
+            code = peft_dso(call)
             print(f"{name}, {questions}: {time.monotonic() - begin:.0f} s, exit status {code}", flush=True)
 
 
