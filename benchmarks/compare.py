@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--gemma", help="folder or Hub name of Gemma-3-270M")
     parser.add_argument("--methods", help="default all")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--measure-on", help="of about how many questions of the test; default all")
+    parser.add_argument("--measure-on", help="of about how many questions of the test (default 900)")
     parser.add_argument("--out", type=Path, default=Path("outputs/compare"))
     options = parser.parse_args()
     models = {"smollm2": "smollm2", **({"gemma": options.gemma} if options.gemma else {})}
