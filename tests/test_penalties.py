@@ -40,6 +40,19 @@ def test_kl_divergence():
     torch.testing.assert_close(kl_divergence(p.log(), q.log()), torch.tensor([expected, 0.0]))
 
 
+def test_a_token_that_is_never_said_costs_nothing():
+    """A model may mask tokens with logits of -inf, in both distributions."""
+    logits = torch.tensor([0.3, -torch.inf, -0.7], requires_grad=True)
+    base = torch.tensor([0.1, -torch.inf, 0.4]).log_softmax(-1)
+    kl = kl_divergence(logits.log_softmax(-1), base)
+    p, q = torch.tensor([0.3, -0.7]).softmax(-1), torch.tensor([0.1, 0.4]).softmax(-1)
+    assert kl.item() == pytest.approx((p * (p / q).log()).sum().item())
+    kl.backward()
+    gradient = p * ((p / q).log() - kl.detach())
+    torch.testing.assert_close(logits.grad, torch.stack([gradient[0], torch.tensor(0.0), gradient[1]]))
+    assert kl_divergence(torch.zeros(1), torch.tensor([-torch.inf])) == torch.inf
+
+
 def test_the_multiplier_rises_above_the_cap_and_falls_below():
     assert updated_multiplier(1.0, kl=0.2, max_kl=0.1, rate=0.5) == pytest.approx(1.5)
     assert updated_multiplier(1.0, kl=0.05, max_kl=0.1, rate=0.5) == pytest.approx(0.75)

@@ -67,9 +67,9 @@ def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
         log_q (`torch.Tensor`): log-probabilities of the same shape.
 
     Returns:
-        `torch.Tensor`: shape `(...)`, in nats.
+        `torch.Tensor`: shape `(...)`, in nats. What p never says (log-probability -inf) counts nothing.
     """
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    return (log_p.exp() * (log_p - log_q).masked_fill(log_p == -torch.inf, 0)).sum(-1)
 
 
 def updated_multiplier(multiplier: float, kl: float, max_kl: float, rate: float) -> float:
