@@ -1,12 +1,14 @@
 """Answers in several forms: against the sum over all texts that a tiny model can write."""
 
 import itertools
+import math
 
 import pytest
 import torch
 import transformers as tf
 from models import randomize, tiny_tokenizer
 
+from peft_dso.objective import answers_kl
 from peft_dso.scoring import EncodedQuestion, answer_terms, encode_question, encode_row, pack, prepare, score_prepared
 
 
@@ -91,6 +93,43 @@ def test_gradients_are_those_of_the_enumeration(packed):
     sums = [p[torch.tensor(given) == n].sum().log() for n in range(3)]
     (sums[0] + 2 * sums[1] + 3 * sums[2]).backward()
     torch.testing.assert_close(got, model.model.layers[0].input_layernorm.weight.grad, rtol=1e-3, atol=1e-4)
+
+
+def events_by_enumeration(model, question):
+    """
+    Pr of what is said as far as it decides the answer: all texts of four tokens, each cut off behind the first token
+    that is no beginning of a longer form; behind a beginning, tokens that no form goes on with are one event.
+    """
+    forms = [form for forms in (*question.answers, question.abstentions) for form in forms]
+    beginnings = {form[:length] for form in forms for length in range(1, len(form))}
+    texts = list(itertools.product(range(VOCABULARY), repeat=LONGEST))
+    with torch.no_grad():
+        log_probs = model(torch.tensor([question.prompt + text for text in texts])).logits.double().log_softmax(-1)
+    start, found = len(question.prompt) - 1, {}
+    for row, text in enumerate(texts):
+        end = 1
+        while text[:end] in beginnings:
+            end += 1
+        event = text[:end]
+        if end > 1 and event not in forms:
+            event = (*event[:-1], "other")
+        p = math.exp(sum(float(log_probs[row, start + n, token]) for n, token in enumerate(text)))
+        found[event] = found.get(event, 0.0) + p
+    return found
+
+
+@pytest.mark.parametrize("case", ["plain", "forms", "begins another", "far below", "abstention begins", "nothing"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_kl_is_that_of_all_that_decides_the_answer(case, packed):
+    model, base = tiny_model(), tiny_model(scale=5.0)
+    answers, abstentions = CASES[case]
+    questions = [EncodedQuestion(prompt, answers, abstentions=abstentions) for prompt in ((1, 2), (1, 2, 3), (5,))]
+    scores, before = (score_prepared(m, prepare(questions, packed)) for m in (model, base))
+    for question, kl in zip(questions, answers_kl(scores, before).tolist(), strict=True):
+        p, q = events_by_enumeration(model, question), events_by_enumeration(base, question)
+        assert sum(p.values()) == pytest.approx(1)
+        assert kl == pytest.approx(sum(x * math.log(x / q[event]) for event, x in p.items()), rel=1e-4)
+    assert answers_kl(before, before).tolist() == [0.0] * 3
 
 
 def test_what_is_all_but_ruled_out_has_finite_values_and_gradients():

@@ -1,5 +1,7 @@
 """Real TRL training on tiny models."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from models import OCCUPATIONS, tiny_questions, tiny_tokenizer
@@ -226,11 +228,22 @@ def test_retained_rows_hold_ability(tmp_path):
 
 
 def test_answers_that_share_their_first_token(tmp_path):
-    """They are scored to their ends."""
+    """They are scored, and held to the base, to their ends."""
+    model = get_peft_model(leaning(), DSOConfig(init_weights=False, task_type="CAUSAL_LM"))
     rows = [{**r, "answers": [" he said", " he left"]} for r in tiny_questions()]
-    job = trainer(tmp_path, rows=rows)
+    job = trainer(tmp_path, model, rows=rows, max_steps=1, learning_rate=0.0, per_device_train_batch_size=len(rows))
     job.train()
-    assert all(torch.isfinite(v).all() for v in vectors(job.model).values())
+    tokenizer, kl = tiny_tokenizer(), 0.0
+    said, left, he = tokenizer.convert_tokens_to_ids(["said", "left", "he"])
+    for row in rows:
+        ids = tokenizer(row["prompt"])["input_ids"]
+        p, q = [], []
+        for found, switched_off in ((p, False), (q, True)):
+            with torch.no_grad(), model.disable_adapter() if switched_off else nullcontext():
+                first, second = (model(torch.tensor([[*ids, *more]])).logits[0, -1].softmax(-1) for more in ((), (he,)))
+            found += [first, torch.stack([second[said], second[left], 1 - second[said] - second[left]])]
+        kl += float((p[0] * (p[0] / q[0]).log()).sum() + p[0][he] * (p[1] * (p[1] / q[1]).log()).sum()) / len(rows)
+    assert job.state.log_history[0]["kl"] == pytest.approx(kl, rel=1e-3)
 
 
 def test_warm_start(tmp_path):

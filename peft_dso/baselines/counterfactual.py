@@ -24,7 +24,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, get_cosine_schedule_with_warmup
 
-from ..objective import kl_divergence
+from ..objective import answers_kl
 from ..questions import check_questions, neutral_texts, trainable_groups
 from ..scoring import EncodedQuestion, Scores, encode_row, evaluating, first_tokens, reads_tries, score_batch
 from ..training.adapter import PairSteps, adapter_layers
@@ -173,13 +173,13 @@ def fit_counterfactual(
     def loss_of(numbers: Sequence[int], drawn: Sequence[int]) -> torch.Tensor:
         """Of some ambiguous and some retained questions."""
         scores = score_batch(fitted, [encoded[n] for n in numbers] + [kept[n] for n in drawn], packed)
-        seen = Scores(scores.answers[: len(numbers)], scores.decision[len(numbers) :])
-        group = _groups([rows[n] for n in numbers], groups, seen.answers)
-        loss = counterfactual_loss(seen.answers, group, len(groups), target).mean()
+        answers = scores.answers[: len(numbers)]
+        group = _groups([rows[n] for n in numbers], groups, answers)
+        loss = counterfactual_loss(answers, group, len(groups), target).mean()
         if not drawn:
             return loss
-        base = _base_decisions(fitted, [kept[n] for n in drawn], packed)
-        return loss + retain_coef * kl_divergence(seen.decision, base).mean()
+        base = _base_scores(fitted, [kept[n] for n in drawn], packed)
+        return loss + retain_coef * answers_kl(scores[len(numbers) :], base).mean()
 
     sampler = OccupationSampler(
         [row["occupation"] for row in rows],
@@ -268,7 +268,7 @@ def _groups(rows: Sequence[Mapping[str, Any]], groups: Sequence[str], like: torc
 
 
 @torch.no_grad()
-def _base_decisions(fitted: PeftModel, encoded: Sequence[EncodedQuestion], packed: bool) -> torch.Tensor:
-    """Log-probabilities of the base model where each answer is decided, shape `(questions, vocabulary)`."""
+def _base_scores(fitted: PeftModel, encoded: Sequence[EncodedQuestion], packed: bool) -> Scores:
+    """What the base model says."""
     with evaluating(fitted), fitted.disable_adapter():
-        return score_batch(fitted, encoded, packed).decision
+        return score_batch(fitted, encoded, packed)

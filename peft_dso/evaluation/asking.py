@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..objective.penalties import kl_divergence
+from ..objective.penalties import answers_kl
 from ..scoring import EncodedQuestion, Scores, batches, evaluating, prepare, reads_tries, score_prepared
 from .knob import Knob, knob_of
 
@@ -24,21 +24,23 @@ class Said:
         answers (`np.ndarray`): log-probabilities of the answers, shape `(questions, answers)`, -inf where a question
             has fewer.
         abstained (`np.ndarray`): log-probability of the named abstentions, shape `(questions,)`.
-        kl (`np.ndarray`, *optional*): the exact KL to strength 0 of the next-token distribution where the answer is
-            decided, shape `(questions,)`.
+        kl (`np.ndarray`, *optional*): the KL to strength 0 (see [`~peft_dso.objective.answers_kl`]), shape
+            `(questions,)`; nan for a question whose answers have other tokens as the knob asks it.
     """
 
     answers: np.ndarray
     abstained: np.ndarray
     kl: Optional[np.ndarray] = None
 
-    def fill(self, numbers: list[int], scores: Scores, base: torch.Tensor) -> None:
-        """Note the scores of some of the questions, given the base's distributions where they are decided."""
+    def fill(self, numbers: list[int], scores: Scores, base: Scores, unlike: list[int]) -> None:
+        """Note the scores of some of the questions, given the base's, and which of them have other tokens there."""
         # To the main memory first: there are devices (MPS) without float64.
         self.answers[numbers, : scores.answers.shape[1]] = scores.answers.cpu().double().numpy()
         self.abstained[numbers] = scores.abstentions.cpu().double().numpy()
         if self.kl is not None:  # exactly 0 for the base itself
-            self.kl[numbers] = kl_divergence(scores.decision, base).cpu().numpy()
+            kl = answers_kl(scores, base).cpu().numpy()
+            kl[unlike] = np.nan
+            self.kl[numbers] = kl
 
 
 def ask(
@@ -80,15 +82,22 @@ def ask(
         for numbers in batches(encoded, batch_tokens):
             prepared = prepare([encoded[n] for n in numbers], packed)  # laid out once for all strengths
             other = prepared if rewritten is None else prepare([turned[n] for n in numbers], packed)
-            base = torch.empty(0)
+            unlike = [k for k, n in enumerate(numbers) if _asked(encoded[n]) != _asked(turned[n])]
+            with knob.at(0.0):
+                base = score_prepared(model, prepared)
             for w in order:
-                with knob.at(w):
-                    scores = score_prepared(model, other if w else prepared)
-                if w == 0:
-                    base = scores.decision
-                said[w].fill(numbers, scores, base)
+                scores = base
+                if w:
+                    with knob.at(w):
+                        scores = score_prepared(model, other)
+                said[w].fill(numbers, scores, base, unlike if w else [])
                 progress(len(numbers))
     return said
+
+
+def _asked(question: EncodedQuestion) -> tuple[Any, Any]:
+    """The tokens of its answers and of its abstentions."""
+    return question.answers, question.abstentions
 
 
 def answer_log_probs(

@@ -2,7 +2,7 @@
 
 from .enumerated import EnumeratedReward
 from .fairness import group_log_masses, nearest_fair
-from .penalties import kl_divergence, soft_threshold_, sparsity, updated_multiplier
+from .penalties import answers_kl, kl_divergence, soft_threshold_, sparsity, updated_multiplier
 from .rewards import FairnessReward, answer_shares, group_rewards, imbalance, occupation_shares, occupation_weights
 
 
@@ -10,6 +10,7 @@ __all__ = [
     "EnumeratedReward",
     "FairnessReward",
     "answer_shares",
+    "answers_kl",
     "group_log_masses",
     "group_rewards",
     "imbalance",

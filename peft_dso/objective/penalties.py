@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Union
+from typing import TYPE_CHECKING, Union
 
 import torch
+
+
+if TYPE_CHECKING:
+    from ..scoring import Scores
 
 
 @torch.no_grad()
@@ -70,6 +74,25 @@ def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
         `torch.Tensor`: shape `(...)`, in nats. What p never says (log-probability -inf) counts nothing.
     """
     return (log_p.exp() * (log_p - log_q).masked_fill(log_p == -torch.inf, 0)).sum(-1)
+
+
+def answers_kl(steered: Scores, base: Scores) -> torch.Tensor:
+    """
+    KL(steered || base) of what is said to each question, as far as it decides the answer: of the whole distribution of
+    the next token and, behind every beginning of a form, of the forms that it may become and of anything else, each
+    weighted with how often the steered model comes there (the chain rule of relative entropy).
+
+    Args:
+        steered (`Scores`): of some questions.
+        base (`Scores`): of the same questions, on the same device.
+
+    Returns:
+        `torch.Tensor`: shape `(questions,)`, in nats.
+    """
+    events = min(steered.branches.shape[1], base.branches.shape[1])  # what is beyond is padding
+    given, together = steered.branches[:, :events].unbind(-1)
+    gap = (given - base.branches[:, :events, 0]).masked_fill(together == -torch.inf, 0)
+    return kl_divergence(steered.decision, base.decision) + (together.exp() * gap).sum(-1)
 
 
 def updated_multiplier(multiplier: float, kl: float, max_kl: float, rate: float) -> float:

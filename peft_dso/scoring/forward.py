@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 
 from .encode import EncodedQuestion, PicturedQuestion
 from .pack import PackedQuestions
 from .reading import compute_dtype, input_device, keeps_logits
-from .terms import Reads, read_answers, reads_at, terms_of
+from .terms import Reads, read_answers, read_branches, reads_at, terms_of
 from .tokens import Tokens
 
 
@@ -24,23 +25,46 @@ class Scores:
     Args:
         answers (`torch.Tensor`): log Pr[answer in any of its forms | prompt], shape `(questions, answers)`, -inf where
             a question has fewer answers than the widest. They exclude each other: their sum is at most 1.
-        decision (`torch.Tensor`): log-probabilities of the next token where the answer is decided, shape
+        decision (`torch.Tensor`): log-probabilities of the next token where the prompt ends, shape
             `(questions, vocabulary)`.
         abstentions (`torch.Tensor`, *optional*): log-probability of all named ways of not answering, shape
             `(questions,)`, -inf where there are none; default none at all.
+        branches (`torch.Tensor`, *optional*): what follows where a form has begun and more than one token decides
+            the answer, shape `(questions, events, 2)` (see [`read_branches`]); default nothing.
     """
 
     answers: torch.Tensor
     decision: torch.Tensor
     abstentions: torch.Tensor = None  # type: ignore[assignment]
+    branches: torch.Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.abstentions is None:
             self.abstentions = self.answers.new_full(self.answers.shape[:1], -torch.inf)
+        if self.branches is None:
+            self.branches = self.answers.new_zeros(len(self.answers), 0, 2)
 
     def __getitem__(self, questions: Any) -> Scores:
         """The scores of some of the questions: a slice, a list or a tensor of numbers."""
-        return Scores(self.answers[questions], self.decision[questions], self.abstentions[questions])
+        return Scores(*(values[questions] for values in self._tensors()))
+
+    def _tensors(self) -> tuple[torch.Tensor, ...]:
+        return self.answers, self.decision, self.abstentions, self.branches
+
+    def to(self, device: Any) -> Scores:
+        """The same on a device."""
+        return Scores(*(values.to(device) for values in self._tensors()))
+
+    @staticmethod
+    def joined(parts: Sequence[Scores]) -> Scores:
+        """The scores of several batches, one behind the other."""
+        answers, events = (max(part._tensors()[n].shape[1] for part in parts) for n in (0, 3))
+        return Scores(
+            torch.cat([pad(p.answers, (0, answers - p.answers.shape[1]), value=-torch.inf) for p in parts]),
+            torch.cat([part.decision for part in parts]),
+            torch.cat([part.abstentions for part in parts]),
+            torch.cat([pad(p.branches, (0, 0, 0, events - p.branches.shape[1]), value=-torch.inf) for p in parts]),
+        )
 
 
 class Layout(Protocol):
@@ -123,7 +147,8 @@ def score_layout(model: nn.Module, layout: Layout) -> Scores:
     reads = layout.reads
     log_probs = logits.flatten(0, 1)[reads.places.to(logits.device)].float().log_softmax(-1)
     answers = read_answers(log_probs, reads)
-    return Scores(answers[:, :-1], log_probs[reads.decision.to(log_probs.device)], answers[:, -1])
+    decision = log_probs[reads.decision.to(log_probs.device)]
+    return Scores(answers[:, :-1], decision, answers[:, -1], read_branches(log_probs, reads))
 
 
 def score_packed(model: nn.Module, packed: PackedQuestions) -> Scores:

@@ -69,13 +69,7 @@ def score_prepared(model: nn.Module, prepared: Prepared) -> Scores:
     parts = [score_layout(model, layout) for layout in prepared.layouts]
     if prepared.order is None:
         return parts[0]
-    widest = max(part.answers.shape[1] for part in parts)
-    answers = [nn.functional.pad(p.answers, (0, widest - p.answers.shape[1]), value=-torch.inf) for p in parts]
-    together = Scores(
-        torch.cat(answers),
-        torch.cat([part.decision for part in parts]),
-        torch.cat([part.abstentions for part in parts]),
-    )
+    together = Scores.joined(parts)
     return together[prepared.order.to(together.answers.device)]
 
 

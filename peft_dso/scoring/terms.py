@@ -48,10 +48,12 @@ class AnswerTerms:
     Args:
         places (`tuple[tuple[int, ...], ...]`): the tokens behind the prompt at whose end the next token is read, the
             prompt's own end `()` first, each after its own beginning.
+        follows (`tuple[tuple[int, ...], ...]`): for each place, the tokens with which a form goes on.
         terms (`tuple[Term, ...]`): what the answers are sums of.
     """
 
     places: tuple[Tokens, ...]
+    follows: tuple[Tokens, ...]
     terms: tuple[Term, ...]
 
 
@@ -92,7 +94,7 @@ def answer_terms(answers: tuple[tuple[Tokens, ...], ...], abstentions: tuple[Tok
     for node, tokens in following.items():
         if nearest(node):
             terms.append(Term(label[nearest(node)], node, tuple(tokens)))
-    return AnswerTerms(tuple(following), tuple(terms))
+    return AnswerTerms(tuple(following), tuple(map(tuple, following.values())), tuple(terms))
 
 
 @dataclass
@@ -108,6 +110,10 @@ class Reads:
         stays (`torch.Tensor`): shape `(tokens, 2)`: index of a leave, token that would not leave.
         owners (`torch.Tensor`): shape `(terms, 2)`: question, column of the answer; the last column is abstention.
         answers (`int`): the largest number of answers of a question.
+        branches (`torch.Tensor`): shape `(branches, 3)`: question, place behind the beginning of a form, column of
+            what is said there that goes on with no form.
+        ways (`torch.Tensor`): shape `(tokens, 3)`: branch, place, token that is read there on the way to the branch.
+        follows (`torch.Tensor`): shape `(tokens, 3)`: branch, token with which a form goes on there, its column.
     """
 
     places: torch.Tensor
@@ -117,6 +123,9 @@ class Reads:
     stays: torch.Tensor
     owners: torch.Tensor
     answers: int
+    branches: torch.Tensor
+    ways: torch.Tensor
+    follows: torch.Tensor
 
 
 def terms_of(question: EncodedQuestion) -> AnswerTerms:
@@ -142,10 +151,19 @@ def reads_at(questions: Sequence[EncodedQuestion], kept: Sequence[Mapping[Tokens
     leaves: list[tuple[int, ...]] = []
     stays: list[tuple[int, ...]] = []
     owners: list[tuple[int, ...]] = []
+    branches: list[tuple[int, ...]] = []
+    ways: list[tuple[int, ...]] = []
+    follows: list[tuple[int, ...]] = []
     for number, (question, where) in enumerate(zip(questions, kept, strict=True)):
         at = {node: place_of.setdefault(position, len(place_of)) for node, position in where.items()}
         decision.append(at[()])
-        for term in terms_of(question).terms:
+        asked, column = terms_of(question), 0
+        for node, tokens in zip(asked.places[1:], asked.follows[1:], strict=True):
+            ways += [(len(branches), at[node[:length]], token) for length, token in enumerate(node)]
+            follows += [(len(branches), token, column + n) for n, token in enumerate(tokens)]
+            column += len(tokens) + 1
+            branches.append((number, at[node], column - 1))
+        for term in asked.terms:
             steps += [(len(owners), at[node], token) for node, token in term.steps()]
             if term.stays:
                 stays += [(len(leaves), token) for token in term.stays]
@@ -163,6 +181,9 @@ def reads_at(questions: Sequence[EncodedQuestion], kept: Sequence[Mapping[Tokens
         table(stays, 2),
         table(owners, 2),
         widest,
+        table(branches, 3),
+        table(ways, 3),
+        table(follows, 3),
     )
 
 
@@ -198,3 +219,31 @@ def read_answers(log_probs: torch.Tensor, reads: Reads) -> torch.Tensor:
     total = torch.zeros_like(most).index_put((owner,), (values - most[owner]).exp(), accumulate=True)
     summed = most + total.clamp(min=torch.finfo(total.dtype).tiny).log()  # tiny where a model rules an answer out
     return summed.masked_fill(~present, -torch.inf).view(shape)
+
+
+def read_branches(log_probs: torch.Tensor, reads: Reads) -> torch.Tensor:
+    """
+    What is said behind the beginnings of forms; differentiable, with finite gradients.
+
+    Args:
+        log_probs (`torch.Tensor`): of the next token at each place, shape `(places, vocabulary)`.
+        reads (`Reads`): what is read of them.
+
+    Returns:
+        `torch.Tensor`: shape `(questions, events, 2)`: log-probabilities of each token with which a form goes on, and
+        of all others together, given the beginning, and of beginning and event together; -inf where a question has
+        fewer events than the widest.
+    """
+    device = log_probs.device
+    number, place, other_column = reads.branches.to(device).unbind(1)
+    branch, before, token = reads.ways.to(device).unbind(1)
+    begun = log_probs.new_zeros(len(number)).index_put((branch,), log_probs[before, token], accumulate=True)
+    branch, token, column = reads.follows.to(device).unbind(1)
+    on = log_probs[place[branch], token]
+    others = 1 - torch.zeros_like(begun).index_put((branch,), on.exp(), accumulate=True)
+    other = others.clamp(min=torch.finfo(others.dtype).eps).log()  # below that the sum is rounding
+    given, together = torch.cat([on, other]), torch.cat([begun[branch] + on, begun + other])
+    events = 1 + int(reads.branches[:, 2].max()) if len(reads.branches) else 0
+    return log_probs.new_full((len(reads.decision), events, 2), -torch.inf).index_put(
+        (torch.cat([number[branch], number]), torch.cat([column, other_column])), torch.stack([given, together], -1)
+    )

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
-from ..objective import EnumeratedReward, answer_shares, kl_divergence, occupation_weights
+from ..objective import EnumeratedReward, answer_shares, answers_kl, occupation_weights
 from ..objective.rewards import Said
 from ..scoring import EncodedQuestion, Scores, score
 from .config import DSOTrainerConfig
@@ -138,8 +138,8 @@ class ObjectiveTrainer(PublishingTrainer):
         return -(weight * expected).mean() + self.beta * kl.mean()
 
     def _kl(self, scores: Scores, base: Scores, name: str) -> torch.Tensor:
-        """KL(steered || base) of the next-token distribution where each answer is decided."""
-        kl = kl_divergence(scores.decision, base.decision.to(scores.decision.device))
+        """KL(steered || base) of what is said to each question, as far as it decides the answer."""
+        kl = answers_kl(scores, base.to(scores.decision.device))
         self._note(name, kl)
         return kl
 

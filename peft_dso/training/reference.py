@@ -15,7 +15,7 @@ KEPT_BYTES = 2**30
 
 class Reference:
     """
-    The base's answers and next-token distributions. The base does not change in training, so that what it said once is
+    What the base says. The base does not change in training, so that what it said once is
     kept until [`KEPT_BYTES`] are used.
 
     Args:
@@ -27,7 +27,7 @@ class Reference:
     def __init__(self, score: Callable[[list[EncodedQuestion]], Scores], keep: bool = True) -> None:
         self.score = score
         self.keep = keep
-        self.kept: dict[EncodedQuestion, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.kept: dict[EncodedQuestion, Scores] = {}
         self.bytes = 0
 
     def __call__(self, encoded: Sequence[EncodedQuestion]) -> Scores:
@@ -45,23 +45,17 @@ class Reference:
         known = [not isinstance(q, PicturedQuestion) and q in self.kept for q in encoded]
         fresh = [n for n, there in enumerate(known) if not there]
         scores = self.score([encoded[n] for n in fresh]) if fresh else None
-        place = {n: k for k, n in enumerate(fresh)}
-        widest = max(max(len(q.answers) for q in encoded), 0 if scores is None else scores.answers.shape[1])
-        answers, decisions = [], []
-        for n, question in enumerate(encoded):
-            if scores is not None and n in place:
-                answer, decision = scores.answers[place[n]], scores.decision[place[n]]
-                self._keep(question, answer, decision)
-            else:
-                answer, decision = self.kept[question]
-            answers.append(torch.nn.functional.pad(answer.cpu(), (0, widest - len(answer)), value=-torch.inf))
-            decisions.append(decision)
-        device = decisions[fresh[0]].device if fresh else None
-        return Scores(torch.stack(answers).to(device), torch.stack([d.to(device) for d in decisions]))
+        found = {n: self.kept[encoded[n]] for n, there in enumerate(known) if there}
+        if scores is not None:
+            found = {n: kept.to(scores.answers.device) for n, kept in found.items()}
+            for k, n in enumerate(fresh):
+                found[n] = scores[k : k + 1]
+                self._keep(encoded[n], found[n])
+        return Scores.joined([found[n] for n in range(len(encoded))])
 
-    def _keep(self, question: EncodedQuestion, answers: torch.Tensor, decision: torch.Tensor) -> None:
-        size = 4 * decision.numel()
+    def _keep(self, question: EncodedQuestion, scores: Scores) -> None:
+        size = 4 * (scores.decision.numel() + scores.branches.numel())
         if isinstance(question, PicturedQuestion) or question in self.kept or self.bytes + size > KEPT_BYTES:
             return
-        self.kept[question] = (answers[: len(question.answers)].cpu(), decision.float().cpu())
+        self.kept[question] = scores.to("cpu")
         self.bytes += size
