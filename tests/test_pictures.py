@@ -94,6 +94,27 @@ def test_scores_of_a_mixed_batch_are_those_of_single_rows(name):
     assert len({round(v[0], 4) for v in expected}) > 4  # the pictures show
 
 
+def test_a_prompt_that_is_read_at_once_is_followed_token_by_token():
+    """PaliGemma's prompt sees all of itself, and nothing of the answers: they are scored as a generation says them."""
+    model, processor = loud("paligemma")
+    row = {**picture_questions(one_picture=True)[0], "answers": ["person A", "person B", "nurse"]}
+    question = encode_row(processor, {k: v for k, v in row.items() if k not in ("forms", "abstentions")})
+    inputs = processor(
+        text=[question.text], images=[[*question.images]], return_tensors="pt", add_special_tokens=False
+    )
+    inputs.pop("labels", None)
+    ((_, scores),) = score(model, [question])
+    start = inputs["input_ids"].shape[1]
+    for column, (form,) in enumerate(question.answers):
+        said = model.generate(
+            **inputs, max_new_tokens=len(form), do_sample=False, eos_token_id=None, output_logits=True,
+            return_dict_in_generate=True, prefix_allowed_tokens_fn=lambda _, ids, form=form: [form[len(ids) - start]],
+        )  # fmt: skip
+        steps = zip(said.logits, form, strict=True)
+        expected = sum(float(logits[0].double().log_softmax(-1)[token]) for logits, token in steps)
+        assert float(scores.answers[0, column]) == pytest.approx(expected, abs=1e-3)
+
+
 @pytest.mark.parametrize("rollouts", ["enumerate", "sample"])
 @pytest.mark.parametrize("name", KINDS)
 def test_training_steers_the_language_backbone_alone(tmp_path, name, rollouts):

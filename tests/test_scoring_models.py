@@ -77,6 +77,8 @@ KINDS = {
     ),
     # a window that is shorter than the prompts, and one that is not
     "mistral": (lambda: tf.MistralForCausalLM(tf.MistralConfig(**{**TEXT, "sliding_window": 4})), False),
+    # one that holds the prompt of ONE, and not its longest answer as well
+    "narrow window": (lambda: tf.MistralForCausalLM(tf.MistralConfig(**{**TEXT, "sliding_window": 7})), False),
     "wide window": (lambda: tf.MistralForCausalLM(tf.MistralConfig(**{**TEXT, "sliding_window": 64})), True),
     # take logits_to_keep, and return all
     "qwen2_audio": (
@@ -156,6 +158,16 @@ def test_what_rounding_may_do_and_what_no_mask_does(size, reads):
     generator = torch.Generator().manual_seed(0)
     model.register_forward_hook(noisy)
     assert reads_tries(model, SEVERAL) == reads
+
+
+def test_models_that_see_what_follows_are_refused_where_something_does():
+    sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    model = lively(lambda: tf.BertLMHeadModel(tf.BertConfig(**sizes)))
+    with pytest.raises(ValueError, match="BertLMHeadModel is no causal language model"):
+        next(score(model, SEVERAL))
+    assert not reads_tries(model, [EncodedQuestion((5, 6, 7), (((8,),), ((9,),)))])  # nothing follows the prompt
+    decoder = lively(lambda: tf.BertLMHeadModel(tf.BertConfig(**sizes, is_decoder=True)))
+    assert all(scores.answers.isfinite().any() for _, scores in score(decoder, SEVERAL))
 
 
 def test_encoder_decoders_are_refused():

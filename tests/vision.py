@@ -12,6 +12,7 @@ from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from peft_dso.questions import Occupation, image_pair_questions
 
@@ -100,11 +101,32 @@ def llava():
     return tf.LlavaForConditionalGeneration, config, processor
 
 
+class PaliGemmaProcessor(tf.PaliGemmaProcessor):
+    """The real class without its image processor's fast half, which needs torchvision."""
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        return None
+
+
+def paligemma():
+    """It reads a picture and a prompt at once, what follows it token by token."""
+    images = SiglipImageProcessorPil(size={"height": 16, "width": 16})
+    images.image_seq_length = 4
+    tokenizer = tokenizer_with(("<image>",))
+    processor = PaliGemmaProcessor(images, tokenizer, chat_template=TEMPLATE.replace("IMAGE", "<image>"))
+    text = {**TEXT, "head_dim": 8, "vocab_size": len(tokenizer), "max_position_embeddings": 128}
+    config = tf.PaliGemmaConfig(
+        text_config=tf.Gemma2Config(**text), vision_config=tf.SiglipVisionConfig(**VISION), projection_dim=16,
+        image_token_id=processor.image_token_id,
+    )  # fmt: skip
+    return tf.PaliGemmaForConditionalGeneration, config, processor
+
+
 KINDS = {"qwen2_5_vl": qwen, "gemma3": gemma, "llava": llava}
 
 
 def build_vision(name, seed=0):
-    model_class, config, processor = KINDS[name]()
+    model_class, config, processor = {**KINDS, "paligemma": paligemma}[name]()
     torch.manual_seed(seed)
     return model_class(config).eval(), processor
 

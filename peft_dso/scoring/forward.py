@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from torch.nn.functional import pad
+from transformers import PaliGemmaProcessor
 
 from .encode import EncodedQuestion, PicturedQuestion
 from .pack import PackedQuestions
@@ -236,7 +237,9 @@ def lay_out_pictured(questions: Sequence[PicturedQuestion]) -> PicturedQuestions
         `PicturedQuestions`: on the CPU.
     """
     rows = _rows(questions)
-    inputs = pictured_inputs(questions[0].processor, [questions[number] for number, _ in rows])
+    processor = questions[0].processor
+    inputs = pictured_inputs(processor, [questions[number] for number, _ in rows])
+    inputs.pop("labels", None)  # PaliGemma's processor adds them
     shape, longest = inputs["input_ids"].shape, max(len(place) for _, place in rows)
     if longest:
         behind = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -245,6 +248,8 @@ def lay_out_pictured(questions: Sequence[PicturedQuestion]) -> PicturedQuestions
             behind[row, : len(place)] = torch.tensor(place, dtype=torch.long)
             there[row, : len(place)] = 1
         more = {"input_ids": behind, "attention_mask": there}
+        if isinstance(processor, PaliGemmaProcessor):  # which marks what is read at once with 0, what is said with 1
+            more["token_type_ids"] = torch.ones_like(behind)
         for key, value in inputs.items():
             if isinstance(value, torch.Tensor) and value.shape == shape:
                 inputs[key] = torch.cat([value, more.get(key, torch.zeros_like(behind)).to(value.dtype)], 1)

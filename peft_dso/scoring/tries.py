@@ -11,7 +11,7 @@ from torch import nn
 from .encode import EncodedQuestion, PicturedQuestion
 from .forward import score_packed, score_plain
 from .pack import pack
-from .reading import check_readable, compute_dtype, evaluating
+from .reading import check_readable, compute_dtype, evaluating, plain_model
 from .terms import terms_of
 
 
@@ -23,9 +23,9 @@ def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], half: Op
     """
     Whether packing gives what the prompts alone give: tried, because whether an architecture honours a mask and
     positions of one's own (a rotary model does, ALiBi and a recurrent state do not) cannot be read off its config.
-    Tried are some of the questions, the longest among them (a sliding window), and a trie that branches, whatever the
-    questions: what is found holds for any that are no longer. In evaluation mode and without gradient, whatever the
-    caller's mode. Of several processes that ask a model together one decides for all.
+    Tried are some of the questions, the longest with its answer among them (a sliding window), and a trie that
+    branches, whatever the questions: what is found holds for any that are no longer. In evaluation mode and without
+    gradient, whatever the caller's mode. Of several processes that ask a model together one decides for all.
 
     Args:
         model (`nn.Module`): a causal language model.
@@ -36,7 +36,8 @@ def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], half: Op
         `bool`: `False` also when the model refuses such a mask, and where there is no question without a picture.
 
     Raises:
-        ValueError: the model cannot be asked one of the questions (see [`check_readable`]).
+        ValueError: the model cannot be asked one of the questions (see [`check_readable`]), or an answer has several
+            tokens and the model is not causal: it would read the answer before it is asked for it.
     """
     questions = [question for question in questions if not isinstance(question, PicturedQuestion)]
     if not questions:
@@ -44,29 +45,43 @@ def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], half: Op
     check_readable(model, questions)
     if half is None:
         half = compute_dtype(model) not in (torch.float32, torch.float64)
-    tried = [EncodedQuestion(prompt, ()) for prompt in _tried(questions)]
+    prompts = _tried(questions)
+    tried = [EncodedQuestion(prompt, ()) for prompt in prompts]
     with evaluating(model), torch.no_grad():
+        plain = score_plain(model, tried).decision
+        alone = torch.cat([score_plain(model, [question]).decision for question in tried]) if half else plain
+        spread = (plain - plain.mean(0)).square().mean().sqrt()
+
+        def error(other: torch.Tensor) -> torch.Tensor:
+            return (other - plain).square().mean(1).sqrt().amax()
+
+        # In half precision rounding alone makes up to 0.09 of what prompts differ on real models, more or less with
+        # the number of threads, as does each prompt without the others; a mask or positions that are not honoured make
+        # 0.3 and more there, and less only where there is no noise to speak of.
+        noise = error(alone)
+        allowed = 1e-5 + ((0.05 * spread + 4 * noise).clamp(max=0.3 * spread) if half else 0.001 * spread)
         try:
-            packed = score_packed(model, pack(tried)).decision
+            if error(score_packed(model, pack(tried)).decision) <= allowed:
+                return True
         except torch.OutOfMemoryError:
             raise
         except Exception:  # of whatever kind: the mask has a form that is none of this model's
-            return False
-        plain = score_plain(model, tried).decision
-        alone = torch.cat([score_plain(model, [question]).decision for question in tried]) if half else plain
-    spread = (plain - plain.mean(0)).square().mean().sqrt()
-    error, noise = ((other - plain).square().mean(1).sqrt().amax() for other in (packed, alone))
-    # In half precision rounding alone makes up to 0.09 of what prompts differ on real models, more or less with the
-    # number of threads, as does each prompt without the others; a mask or positions that are not honoured make 0.3 and
-    # more there, and less only where there is no noise to speak of.
-    allowed = (0.05 * spread + 4 * noise).clamp(max=0.3 * spread) if half else 0.001 * spread
-    return bool(error <= allowed + 1e-5)
+            pass
+        if any(len(terms_of(question).places) > 1 for question in questions):
+            followed = [EncodedQuestion(prompt, ((prompts[-1][-2:],),)) for prompt in prompts]
+            if error(score_plain(model, followed).decision) > torch.maximum(allowed, 4 * noise):
+                raise ValueError(
+                    f"{type(plain_model(model)).__name__} is no causal language model: what follows a token changes "
+                    "what is said there, so that answers of several tokens cannot be read. Give a causal one (a BERT "
+                    "needs is_decoder=True), or answers of one token."
+                )
+    return False
 
 
 def _tried(questions: Sequence[EncodedQuestion]) -> list[tuple[int, ...]]:
     """Prompts of some of the questions, and prompts that part after a common stem."""
     by_prompt = sorted(question.prompt for question in questions)
-    longest = max(by_prompt, key=len)
+    longest = max((q.prompt + max(terms_of(q).places, key=len) for q in questions), key=len)
     known: dict[int, None] = {}
     for question in questions:
         known.update(dict.fromkeys((*question.prompt, *(t for place in terms_of(question).places for t in place))))
