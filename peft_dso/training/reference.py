@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-
 from ..scoring import EncodedQuestion, PicturedQuestion, Scores
 
 
