@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import torch
 from models import tiny_questions, tiny_tokenizer
-from trainers import RIGHT, leaning
+from trainers import RIGHT, leaning, vectors
 from transformers import TrainerCallback
 
 from peft_dso import DSOTrainer, cli
@@ -44,6 +45,50 @@ def test_a_second_run_does_not_speak_for_the_first(call, tmp_path, monkeypatch):
     assert "of other vectors" in describe(out)
 
 
+class Interrupt(TrainerCallback):
+    """Ctrl-C once a step is done."""
+
+    def __init__(self, step):
+        self.step = step
+        self.vectors = {}
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step:
+            self.vectors = vectors(model)
+            raise KeyboardInterrupt
+
+
+def with_callback(monkeypatch, callback):
+    """Every trainer gets the callback."""
+    init = DSOTrainer.__init__
+    monkeypatch.setattr(
+        DSOTrainer, "__init__", lambda self, *a, **k: (init(self, *a, **k), self.add_callback(callback))[0]
+    )
+
+
+def test_an_interrupted_training_is_kept(call, tmp_path, monkeypatch, capsys):
+    out, at_two = tmp_path / "out", Interrupt(2)
+    assert cli.main([*call, "--max_steps", "3"]) == 0
+    before = read_adapter(out)[0].vectors_sha256
+    with monkeypatch.context() as patched:
+        with_callback(patched, Interrupt(0))
+        assert cli.main([*call, "--max_steps", "40"]) == 130
+    assert "nothing is saved" in capsys.readouterr().out and read_adapter(out)[0].vectors_sha256 == before
+    with_callback(monkeypatch, at_two)
+    assert cli.main([*call, "--max_steps", "40"]) == 130
+    said, pairs = capsys.readouterr(), read_adapter(out)[1]
+    assert "interrupted" in said.err and "step 2 of 40" in said.out and "--save_strategy steps" in said.out
+    kept = {f"{site}.{part}": vector for site, parts in pairs.items() for part, vector in parts.items()}
+    assert len(kept) == len(at_two.vectors) and any(vector.any() for vector in kept.values())
+    for name, vector in at_two.vectors.items():
+        assert torch.equal(kept[name.removeprefix("base_model.model.").replace(".dso_affine.default", "")], vector)
+    card = (out / "README.md").read_text()
+    assert "interrupted after 2 steps" in card and "Nothing: no sweep" in card  # the first run's figures are gone
+    assert cli.main([*call, "--max_steps", "40", "--save_strategy", "steps", "--save_steps", "1"]) == 130
+    said = capsys.readouterr().out
+    assert f"from {out / 'checkpoint-2'}" in said and "--resume_from_checkpoint True" in said
+
+
 def test_what_is_pushed_is_measured_first(call, tmp_path, monkeypatch):
     pushed = []
 
@@ -65,10 +110,7 @@ def test_a_training_goes_on_where_it_was_cut_off(call, tmp_path, monkeypatch):
         def on_train_begin(self, args, state, control, **kwargs):
             began.append(state.global_step)
 
-    init = DSOTrainer.__init__
-    monkeypatch.setattr(
-        DSOTrainer, "__init__", lambda self, *a, **k: (init(self, *a, **k), self.add_callback(Note()))[0]
-    )
+    with_callback(monkeypatch, Note())
     for checkpoint, step in ((str(tmp_path / "out" / "checkpoint-2"), 2), ("True", 4)):
         assert cli.main([*call, "--max_steps", "4", "--resume_from_checkpoint", checkpoint]) == 0
         assert began.pop() == step

@@ -81,7 +81,11 @@ def run(options: argparse.Namespace) -> int:
         quiet_progress(trainer, say)
     say(f"Training on {len(rows)} questions, {trainer.args.max_steps} steps")
     checkpoint = settings.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=True if checkpoint in ("True", "true") else checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=True if checkpoint in ("True", "true") else checkpoint)
+    except KeyboardInterrupt:
+        keep(options, trainer)
+        raise
     trainer.save_model(options.out, _internal_call=True)  # pushed, if asked for, when it has been measured
     tell(options, trainer, test, texts[1])
     if settings.push_to_hub:
@@ -138,6 +142,31 @@ def table(report: Any) -> str:
     from ..evaluation import format_table
 
     return "\n\n".join(f"{name}\n{format_table(results)}" for name, results in report.sets.items())
+
+
+def keep(options: argparse.Namespace, trainer: Any) -> None:
+    """Save what an interrupted training has learned, of which nothing is measured, and say how to go on."""
+    from ..export import save_card
+    from ..training.checkpoints import last_complete_checkpoint
+
+    steps = trainer.state.global_step
+    if not steps:
+        say("\nInterrupted before the first step was done: nothing is saved.")
+        return
+    trainer.save_model(options.out, _internal_call=True)
+    names = ", ".join(Path(source).name for source in options.questions)
+    trained_on = f"{len(trainer.train_dataset)} questions ({names}), interrupted after {steps} steps."
+    save_card(options.out, trained_on=trained_on)
+    say(f"\nInterrupted after step {steps} of {trainer.state.max_steps}: saved the adapter as it is in {options.out}.")
+    say(f"It is not measured: peft-dso sweep --model {options.model} --adapter {options.out} --questions Q --out DIR")
+    try:
+        checkpoint = last_complete_checkpoint(trainer.args.output_dir)
+    except ValueError:
+        checkpoint = None
+    if checkpoint is None or trainer.args.save_strategy == "no":  # one that lies there is of another training
+        say("It cannot go on from here: checkpoints come with --save_strategy steps --save_steps 20")
+    else:
+        say(f"To go on from {checkpoint}: the same command with --resume_from_checkpoint True")
 
 
 def tell(options: argparse.Namespace, trainer: Any, test: Any, texts: Sequence[str]) -> None:
