@@ -1,5 +1,6 @@
 """`peft-dso train` a second time, interrupted, resumed, and pushed (the upload itself is tested in hub_cases.py)."""
 
+import argparse
 import json
 
 import pytest
@@ -43,6 +44,21 @@ def test_a_second_run_does_not_speak_for_the_first(call, tmp_path, monkeypatch):
     assert cli.main([*call, "--max_steps", "4"]) == 130
     assert told(out) == first != read_adapter(out)[0].vectors_sha256
     assert "of other vectors" in describe(out)
+
+
+def test_the_device_is_the_trainers_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # where the trainer would not take the CPU
+    for device, on_cpu in (("cpu", True), ("cpu:0", True), (None, False)):
+        options = argparse.Namespace(out=str(tmp_path), log_level="error", device=device, fields=["--bf16", "False"])
+        assert train.settings_of(options).use_cpu == on_cpu
+    first = torch.device("cuda", 0)
+    for device in ("cuda", "cuda:0"):
+        train.check_device(device, first)
+    train.check_device("mps", torch.device("mps"))
+    with pytest.raises(ValueError, match="--device cuda:3: this training takes cuda:0 .*CUDA_VISIBLE_DEVICES=3"):
+        train.check_device("cuda:3", first)
+    with pytest.raises(ValueError, match="takes cpu"):
+        train.settings_of(argparse.Namespace(**{**vars(options), "device": "cuda", "fields": ["--use_cpu", "True"]}))
 
 
 class Interrupt(TrainerCallback):

@@ -46,17 +46,13 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from transformers import HfArgumentParser
-
     from ..models import load_base
     from ..questions import neutral_texts, read_rows
-    from ..training import DSOTrainer, DSOTrainerConfig
+    from ..training import DSOTrainer
     from ..training.progress import quiet_progress
     from ..tuner import DSOConfig
 
-    arguments = ["--output_dir", options.out, "--report_to", "none", "--save_strategy", "no", "--logging_steps", "1"]
-    arguments += ["--log_level", options.log_level]
-    (settings,) = HfArgumentParser(DSOTrainerConfig).parse_args_into_dataclasses([*arguments, *options.fields])
+    settings = settings_of(options)
     rows, test = train_and_test(options)
     retained = None if options.retain is None else read_rows(options.retain)
     texts = [neutral_texts(split, options.neutral) for split in ("train", "test")]
@@ -92,6 +88,42 @@ def run(options: argparse.Namespace) -> int:
         pushed = trainer.push_to_hub()
         say(f"Pushed it: {pushed.commit_url}")
     return 0
+
+
+def settings_of(options: argparse.Namespace) -> Any:
+    """The trainer's configuration."""
+    import torch
+    from transformers import HfArgumentParser
+
+    from ..training import DSOTrainerConfig
+
+    arguments = ["--output_dir", options.out, "--report_to", "none", "--save_strategy", "no", "--logging_steps", "1"]
+    arguments += ["--log_level", options.log_level]
+    if options.device in ("cpu", "cpu:0"):
+        arguments += ["--use_cpu", "True"]
+    (settings,) = HfArgumentParser(DSOTrainerConfig).parse_args_into_dataclasses([*arguments, *options.fields])
+    if options.device is not None and torch.accelerator.is_available():
+        check_device(options.device, settings.device)
+    return settings
+
+
+def check_device(wanted: str, taken: Any) -> None:
+    """
+    Refuse a device that is not the trainer's, which transformers chooses.
+
+    Args:
+        wanted (`str`): what `--device` says.
+        taken (`torch.device`): the trainer's.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if wanted not in (taken.type, f"{taken.type}:{taken.index or 0}"):
+        index = wanted.partition(":")[2] or "1"
+        raise ValueError(
+            f"--device {wanted}: this training takes {taken} (the first accelerator that it sees; the CPU with "
+            f"--device cpu). Leave --device out; CUDA_VISIBLE_DEVICES={index} peft-dso train ... shows it another one."
+        )
 
 
 def train_and_test(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
