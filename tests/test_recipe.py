@@ -35,6 +35,13 @@ def test_batches_that_enumeration_can_do_are_taken(tmp_path, batch, each):
         ({"max_neutral_kl": -1.0}, "max_neutral_kl=-1.0"),
         ({"neutral_coef": -1.0}, "neutral_coef=-1.0"),
         ({"stop_bias": -0.1}, "stop_bias=-0.1"),
+        ({"l1_coef": float("inf")}, "l1_coef=inf"),
+        ({"beta": float("inf")}, "beta=inf"),
+        ({"kl_rate": float("inf")}, "kl_rate=inf"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0"),
+        ({"retain_batch_size": -1}, "retain_batch_size=-1"),
+        ({"neutral_batch_size": -1}, "neutral_batch_size=-1"),
     ],
 )
 def test_settings_out_of_range(tmp_path, changes, message):

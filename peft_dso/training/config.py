@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -205,8 +206,12 @@ class DSOTrainerConfig(RLOOConfig):
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(map(repr, choices))}.")
-        for name in ("kl_rate", "retain_coef", "neutral_coef", "l1_coef", "beta", "stop_bias"):
-            if not getattr(self, name) >= 0:
+        for name in ("kl_rate", "retain_coef", "neutral_coef", "l1_coef", "beta", "stop_bias", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value!r}: a finite number of at least 0.")
+        for name in ("retain_batch_size", "neutral_batch_size"):
+            if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: at least 0.")
         for name in ("max_kl", "max_kl_ratio", "max_neutral_kl"):
             cap = getattr(self, name)
