@@ -61,6 +61,25 @@ def test_the_device_is_the_trainers_too(tmp_path, monkeypatch):
         train.settings_of(argparse.Namespace(**{**vars(options), "device": "cuda", "fields": ["--use_cpu", "True"]}))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "FILE"], "--out FILE: FILE is a file"),
+        (["--out", "FILE/below/it"], "--out FILE/below/it: FILE is a file"),
+        (["--resume_from_checkpoint", "True"], "--resume_from_checkpoint True: There is no complete checkpoint"),
+        (["--resume_from_checkpoint", "FILE"], "--resume_from_checkpoint FILE: FILE is not a complete checkpoint"),
+        (["--learning_rate", "nan"], "learning_rate=nan"),
+        (["--eval_strategy", "steps"], "--eval_strategy steps"),
+        (["--eval_on_start", "True"], "--eval_on_start True"),
+    ],
+)
+def test_what_is_wrong_at_once_is_said_at_once(call, tmp_path, capsys, options, message):
+    (tmp_path / "file").touch()
+    given = [option.replace("FILE", str(tmp_path / "file")) for option in options]
+    assert cli.main([*call, "--model", str(tmp_path / "no-model"), *given]) == 1  # before there is a base to load
+    assert message.replace("FILE", str(tmp_path / "file")) in capsys.readouterr().err
+
+
 class Interrupt(TrainerCallback):
     """Ctrl-C once a step is done."""
 

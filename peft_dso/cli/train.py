@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
     from ..tuner import DSOConfig
 
     settings = settings_of(options)
+    checkpoint = check_settings(options, settings)
     rows, test = train_and_test(options)
     retained = None if options.retain is None else read_rows(options.retain)
     texts = [neutral_texts(split, options.neutral) for split in ("train", "test")]
@@ -76,9 +77,8 @@ def run(options: argparse.Namespace) -> int:
     if options.log_level not in ("debug", "info"):
         quiet_progress(trainer, say)
     say(f"Training on {len(rows)} questions, {trainer.args.max_steps} steps")
-    checkpoint = settings.resume_from_checkpoint
     try:
-        trainer.train(resume_from_checkpoint=True if checkpoint in ("True", "true") else checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
     except KeyboardInterrupt:
         keep(options, trainer)
         raise
@@ -105,6 +105,35 @@ def settings_of(options: argparse.Namespace) -> Any:
     if options.device is not None and torch.accelerator.is_available():
         check_device(options.device, settings.device)
     return settings
+
+
+def check_settings(options: argparse.Namespace, settings: Any) -> Any:
+    """
+    Refuse what cannot be done before the base is loaded and measured.
+
+    Returns:
+        `str`, *optional*: the checkpoint to go on from.
+
+    Raises:
+        ValueError: `--out` is no folder, there is no checkpoint to go on from, or nothing to evaluate on in training.
+    """
+    from ..training.checkpoints import checkpoint_to_resume
+
+    out = Path(options.out)
+    there = next((place for place in (out, *out.parents) if place.exists()), None)
+    if there is not None and not there.is_dir():
+        raise ValueError(f"--out {out}: {there} is a file. Give a folder for the adapter, its report and its card.")
+    if settings.eval_strategy != "no" or settings.eval_on_start:
+        raise ValueError(
+            f"--eval_strategy {settings.eval_strategy.value}, --eval_on_start {settings.eval_on_start}: there are no "
+            "questions to evaluate on during a training from the command line. Leave them out: --test is measured at "
+            "the end."
+        )
+    wanted = settings.resume_from_checkpoint
+    try:
+        return checkpoint_to_resume(True if wanted in ("True", "true") else wanted, settings.output_dir)
+    except ValueError as error:
+        raise ValueError(f"--resume_from_checkpoint {wanted}: {error}") from None
 
 
 def check_device(wanted: str, taken: Any) -> None:
