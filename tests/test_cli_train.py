@@ -80,6 +80,24 @@ def test_what_is_wrong_at_once_is_said_at_once(call, tmp_path, capsys, options, 
     assert message.replace("FILE", str(tmp_path / "file")) in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--questions", "--questions: all 8 questions to train on have a right answer"),
+        ("--test", "--test: all 4 questions of the test set have a right answer and cannot show bias"),
+    ],
+)
+def test_what_shows_no_bias_is_not_called_fair(call, tmp_path, capsys, option, message):
+    (tmp_path / "right.jsonl").write_text("".join(json.dumps(row) + "\n" for row in RIGHT))
+    given = [option, str(tmp_path / "right.jsonl")]
+    if option == "--questions":
+        call = [part for part in call if part not in ("--questions", str(tmp_path / "questions.jsonl"))]
+        given += [*given, "--test", str(tmp_path / "questions.jsonl")]
+    assert cli.main([*call, "--model", str(tmp_path / "no-model"), *given]) == 1
+    said = capsys.readouterr()
+    assert message in said.err and "no bias above its floor" not in said.out
+
+
 class Interrupt(TrainerCallback):
     """Ctrl-C once a step is done."""
 

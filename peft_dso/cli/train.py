@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
     settings = settings_of(options)
     checkpoint = check_settings(options, settings)
     rows, test = train_and_test(options)
+    check_ambiguous(rows, test)
     retained = None if options.retain is None else read_rows(options.retain)
     texts = [neutral_texts(split, options.neutral) for split in ("train", "test")]
     model, processor = load_base(options.model, options.dtype, device=options.device)
@@ -174,6 +175,26 @@ def train_and_test(options: argparse.Namespace) -> tuple[list[dict[str, Any]], d
         test = chosen_questions(options, "test", options.test)
     name = "held-out occupations" if options.held_out_occupations else "held-out questions"
     return train, {"the test set" if options.test else name: subset(test, MEASURED, each_kind=True)}
+
+
+def check_ambiguous(train: Sequence[dict[str, Any]], test: dict[str, list[dict[str, Any]]]) -> None:
+    """
+    Refuse questions that all have a right answer: with it the model is no less fair.
+
+    Raises:
+        ValueError: there is nothing to make fair, or nothing that could show a bias.
+    """
+    if not any(row.get("right") is None for row in train):
+        raise ValueError(
+            f"--questions: all {len(train)} questions to train on have a right answer: there is nothing to make fair. "
+            "Give some whose answers are all equally right (right: null)."
+        )
+    for name, rows in test.items():
+        if not any(row.get("right") is None for row in rows):
+            raise ValueError(
+                f"--test: all {len(rows)} questions of {name} have a right answer and cannot show bias. Give a --test "
+                "set with some whose answers are all equally right (right: null)."
+            )
 
 
 def measured(model: Any, processor: Any, test: Any, strengths: Sequence[float], texts: Sequence[str]) -> Any:
