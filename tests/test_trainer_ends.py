@@ -48,6 +48,19 @@ def test_the_reward_reads_the_forms_that_the_evaluation_reads():
     assert rewards == [0.0, 0.0, -1.0]
 
 
+def test_a_sampled_training_says_its_own_kl(tmp_path):
+    """It knows no least KL to compare it with; and what was not logged is not said."""
+    job = trainer(tmp_path, rollouts="sample", num_generations=2, max_steps=2)
+    for history, said in (([], "steps."), ([{"per_occupation_bias": 0.25}], "steps: bias 0.250 on the last batches.")):
+        job.state.log_history = history
+        assert said in job.why_it_ended() and "KL" not in job.why_it_ended()
+    job.train()
+    logged = [entry for entry in job.state.log_history if "sampled_kl" in entry]
+    kl, bias = (sum(e[key] for e in logged) / 2 for key in ("sampled_kl", "per_occupation_bias"))
+    assert len(logged) == 2
+    assert job.why_it_ended() == f"Ended after 2 of 2 steps: bias {bias:.3f} on the last batches, KL {kl:.3f}."
+
+
 def test_a_training_of_few_steps_learns(tmp_path):
     settings = dict(step_unit="fisher", l1_coef=0.01, l1_until=0.3, learning_rate=0.02, warmup_steps=0.1)
     job = trainer(tmp_path, max_steps=3, **settings)
