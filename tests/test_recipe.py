@@ -42,6 +42,10 @@ def test_batches_that_enumeration_can_do_are_taken(tmp_path, batch, each):
         ({"learning_rate": -1.0}, "learning_rate=-1.0"),
         ({"retain_batch_size": -1}, "retain_batch_size=-1"),
         ({"neutral_batch_size": -1}, "neutral_batch_size=-1"),
+        ({"neutral_tokens": 1}, "neutral_tokens=1: at least 2"),
+        ({"neutral_tokens": -1}, "neutral_tokens=-1: at least 2"),
+        ({"max_steps": 0}, "max_steps=0: at least 1, or -1"),
+        ({"max_steps": -2}, "max_steps=-2"),
     ],
 )
 def test_settings_out_of_range(tmp_path, changes, message):
@@ -141,6 +145,25 @@ def test_the_cap_binds_on_average_over_the_batches(tmp_path, of_hard, rises):
             job._metrics["train"].update(least_kl=[least], kl=[kl])
             job._update_multipliers()
     assert (job.beta > 0.5) if rises else (job.beta < 0.12)
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "message"),
+    [
+        ("The clerk said that he", TypeError, "neutral_texts must be a list of texts, got 'The clerk said that he'"),
+        (["he", "she"], ValueError, "neutral_texts: none of 2 has two tokens.*neutral_coef=0"),
+        ([], ValueError, "neutral_texts: none of 0 has two tokens.*neutral_coef=0"),
+    ],
+)
+def test_neutral_texts_are_not_lost(tmp_path, texts, error, message):
+    def job(coef):
+        args = config(tmp_path, neutral_coef=coef)
+        return DSOTrainer(leaning(), args, tiny_questions(), neutral_texts=texts, processing_class=tiny_tokenizer())
+
+    with pytest.raises(error, match=message):
+        job(1.0)
+    if error is ValueError:
+        assert job(0.0).neutral == []
 
 
 def test_neutral_text_is_held(tmp_path):

@@ -77,7 +77,7 @@ class DSOTrainerConfig(RLOOConfig):
         neutral_batch_size (`int`):
             How many neutral texts go into each step, per device.
         neutral_tokens (`int`, defaults to 32):
-            How many tokens of a neutral text count.
+            How many tokens of a neutral text count, at least 2.
         max_neutral_kl (`float`, *optional*):
             Cap on that KL per token, in nats: the weight rises while it is above, and falls back below.
         step_unit (`str`, defaults to `"fisher"`):
@@ -210,9 +210,11 @@ class DSOTrainerConfig(RLOOConfig):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value!r}: a finite number of at least 0.")
-        for name in ("retain_batch_size", "neutral_batch_size"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: at least 0.")
+        for name, least in (("retain_batch_size", 0), ("neutral_batch_size", 0), ("neutral_tokens", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)!r}: at least {least}.")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"max_steps={self.max_steps!r}: at least 1, or -1 for as many as num_train_epochs makes.")
         for name in ("max_kl", "max_kl_ratio", "max_neutral_kl"):
             cap = getattr(self, name)
             if cap is not None and not cap > 0:

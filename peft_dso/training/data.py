@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, Optional, overload
 
 from torch.utils.data import Dataset
 
-from ..questions import check_questions
+from ..questions import check_questions, neutral_texts
+from ..scoring import first_tokens
 
 
 class QuestionRows(Dataset[dict[str, Any]]):
@@ -88,3 +89,31 @@ def all_rows(evaluated: Any) -> list[dict[str, Any]]:
     if isinstance(evaluated, dict):
         return [row for rows in evaluated.values() for row in rows]
     return list(evaluated or ())
+
+
+def neutral_tokens(processor: Any, texts: Optional[Sequence[str]], most: int) -> list[tuple[int, ...]]:
+    """
+    The beginnings of neutral texts, as a model reads them.
+
+    Args:
+        processor (`PreTrainedTokenizerBase` or `ProcessorMixin`): a tokenizer, or a processor with one.
+        texts (`Sequence[str]`, *optional*): the texts; default those of the package.
+        most (`int`): tokens of each, at most.
+
+    Returns:
+        `list[tuple[int, ...]]`: of those texts that have two tokens, so that something is said after the first.
+
+    Raises:
+        TypeError: the texts are one text.
+        ValueError: no text is left.
+    """
+    if isinstance(texts, str):
+        raise TypeError(f"neutral_texts must be a list of texts, got {texts!r}: write [{texts!r}].")
+    given = neutral_texts("train") if texts is None else texts
+    found = [first_tokens(processor, text, most) for text in given]
+    kept = [tokens for tokens in found if len(tokens) > 1]
+    if not kept:
+        raise ValueError(
+            f"neutral_texts: none of {len(found)} has two tokens. Give longer ones, or none and neutral_coef=0."
+        )
+    return kept
