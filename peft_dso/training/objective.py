@@ -36,6 +36,7 @@ class ObjectiveTrainer(PublishingTrainer):
     train_dataset: Any
     _micro_step: int
     _noted: list[tuple[str, torch.Tensor, int]]  # since the last loss: name, sum, count
+    _spent: dict[str, list[float]]  # by name the KLs of the batches since the multipliers' last step
     _evaluated: list[Said]
 
     def _generator(self, purpose: str, micro_step: int) -> torch.Generator:
@@ -155,6 +156,8 @@ class ObjectiveTrainer(PublishingTrainer):
             total[0], total[1] = total[0] + value, total[1] + count
         for name, (value, count) in totals.items():
             self._metrics[mode][name].append(value / count)
+            if mode == "train":
+                self._spent.setdefault(name, []).append(value / count)
         self._noted = []
 
     def observe_first_pass(self) -> None:

@@ -139,6 +139,7 @@ class DSOTrainer(SteppingTrainer):
         self.pairs = PairSteps(adapter_layers(self._dso_model), args.l1_coef, args.l1_until)
         self._micro_step = 0  # batches since the last optimizer step; TRL's own count starts anew after a resume
         self._noted = []
+        self._spent = {}
         self._evaluated = []
         self._callback = DSOCallback(self)
         self.add_callback(self._callback)
@@ -263,7 +264,10 @@ class DSOTrainer(SteppingTrainer):
         mode = "train" if self.model.training else "eval"
         if "kl" in self._metrics[mode]:
             # TRL's is a log-ratio of sampled tokens, which can be negative: not the exact KL that enumeration logs.
-            self._metrics[mode]["sampled_kl"] += self._metrics[mode].pop("kl")
+            sampled = self._metrics[mode].pop("kl")
+            self._metrics[mode]["sampled_kl"] += sampled
+            if mode == "train":
+                self._spent.setdefault("sampled_kl", []).extend(sampled)
         self._log_bias(mode)
         return output
 
