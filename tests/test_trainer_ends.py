@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from models import tiny_questions, tiny_tokenizer
+from models import OCCUPATIONS, tiny_questions, tiny_tokenizer
 from peft import get_peft_model
 from trainers import RIGHT, config, leaning, trainer, vectors
 from transformers import TrainerCallback
@@ -144,3 +144,34 @@ def test_a_second_training_begins_anew(tmp_path):
     job.train()
     again = [float(entry["beta"]) for entry in job.state.log_history if "beta" in entry]
     assert max(again) <= job.args.beta
+
+
+def test_warm_start_of_a_reward_that_is_given(tmp_path):
+    """Sampled answers are counted by the reward that pays them, whose groups may stand in another order."""
+    reward = FairnessReward(("anti", "pro"), memory=0.5)
+    job = trainer(tmp_path, rows=tiny_questions(), rollouts="sample", warm_start=True, reward_funcs=[reward])
+    job.observe_first_pass()
+    expected = {name: [0.0, 0.0] for name in OCCUPATIONS}
+    for row in tiny_questions():
+        ids = tiny_tokenizer()(row["prompt"], return_tensors="pt")["input_ids"]
+        with torch.no_grad(), job.model.disable_adapter():
+            p = job.model(input_ids=ids).logits[0, -1].softmax(-1)
+        for answer, meaning in zip(row["answers"], row["meanings"], strict=True):
+            index = tiny_tokenizer().convert_tokens_to_ids(answer.strip())
+            expected[row["occupation"]][["anti", "pro"].index(meaning)] += float(p[index])
+    assert reward.counts.keys() == expected.keys()
+    for name, counts in expected.items():
+        assert reward.counts[name] == pytest.approx(counts, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rollouts": "sample", "reward_memory": 0.0}, "warm_start=True needs a memory above 0"),
+        ({"rollouts": "sample", "reward_memory": 0.5, "reward_funcs": FairnessReward(memory=0.0)}, "needs a memory"),
+        ({"rollouts": "sample", "reward_funcs": FairnessReward(("man", "woman"))}, "also have .'anti', 'pro'"),
+    ],
+)
+def test_a_reward_that_does_not_fit_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, warm_start=True, **changes)

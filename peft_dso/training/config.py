@@ -51,7 +51,7 @@ class DSOTrainerConfig(RLOOConfig):
             to lean. Only for `rollouts="enumerate"`.
         warm_start (`bool`, defaults to `False`):
             Count what the model says to all training questions before the first step, so that the first majorities do
-            not hang on one batch. Needs `reward_memory` above 0.
+            not hang on one batch. Needs `reward_memory` above 0, or the memory of a `FairnessReward` of your own.
         kl_target (`str`, defaults to `"fair"`):
             What the KL of an ambiguous question is taken to, with `rollouts="enumerate"`: `"fair"`, the fair
             distribution nearest to the base, so that being held costs no fairness; or `"base"` (the paper). On
@@ -227,7 +227,7 @@ class DSOTrainerConfig(RLOOConfig):
             raise ValueError(
                 f"decoding_temperatures={self.decoding_temperatures!r}: at least one, each above 0 and at most 1."
             )
-        if self.warm_start and not self.reward_memory:
+        if self.warm_start and self.rollouts == "enumerate" and not self.reward_memory:
             raise ValueError(
                 "warm_start=True needs reward_memory above 0: without memory the counts are lost at once."
             )

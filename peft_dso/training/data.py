@@ -7,6 +7,7 @@ from typing import Any, Optional, overload
 
 from torch.utils.data import Dataset
 
+from ..objective import FairnessReward
 from ..questions import check_questions, neutral_texts
 from ..scoring import first_tokens
 
@@ -117,3 +118,29 @@ def neutral_tokens(processor: Any, texts: Optional[Sequence[str]], most: int) ->
             f"neutral_texts: none of {len(found)} has two tokens. Give longer ones, or none and neutral_coef=0."
         )
     return kept
+
+
+def check_reward(reward: Optional[FairnessReward], groups: Sequence[str], warm_start: bool) -> None:
+    """
+    Refuse a fairness reward that does not fit the questions, or would forget a first pass at once.
+
+    Args:
+        reward (`FairnessReward`, *optional*): what pays or counts the answers.
+        groups (`Sequence[str]`): of the questions.
+        warm_start (`bool`): whether there is a first pass.
+
+    Raises:
+        ValueError: it does not know a group, or has no memory.
+    """
+    if reward is None:
+        return
+    if unknown := set(groups) - set(reward.groups):
+        raise ValueError(
+            f"The FairnessReward has the groups {list(reward.groups)}, the questions also have {sorted(unknown)}: "
+            f"give FairnessReward({list(groups)})."
+        )
+    if warm_start and not reward.memory:
+        raise ValueError(
+            "warm_start=True needs a memory above 0 (reward_memory, or memory of a FairnessReward of your own): "
+            "without one the counts are lost at once."
+        )

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
-from ..objective import EnumeratedReward, answer_shares, answers_kl, occupation_weights
+from ..objective import EnumeratedReward, FairnessReward, answer_shares, answers_kl, occupation_weights
 from ..objective.rewards import Said
 from ..scoring import EncodedQuestion, Scores, score
 from .config import DSOTrainerConfig
@@ -167,7 +167,24 @@ class ObjectiveTrainer(PublishingTrainer):
         encoded = [self.scorer.encode(row) for row in rows]
         for numbers, scores in score(self.model, encoded, packed=bool(self.scorer.packs)):
             log_p[numbers, : scores.answers.shape[1]] = scores.answers.float().cpu()
-        self.enumerated.observe(rows, log_p)
+        for first in self._first_counts():
+            first.observe(rows, log_p)
+
+    def _first_counts(self) -> list[EnumeratedReward]:
+        """What counts the answers of a first pass into [`counting_rewards`]."""
+        if self.args.rollouts == "enumerate":
+            return [self.enumerated]
+        found = []
+        for reward in self.counting_rewards():
+            found.append(EnumeratedReward(reward.groups, [self.args.temperature], reward.abstain_reward))
+            found[-1].counts = [reward]
+        return found
+
+    def counting_rewards(self) -> list[FairnessReward]:
+        """All rewards whose counts matter: the one that pays sampled answers, or one per temperature."""
+        if self.args.rollouts == "enumerate":
+            return self.enumerated.counts
+        return [] if self.fairness_reward is None else [self.fairness_reward]
 
     def _log_bias(self, mode: str) -> None:
         """Per-occupation bias and gap of the answers observed last; in an evaluation, of all of its answers so far."""

@@ -30,7 +30,7 @@ from .adapter import (
 from .callback import STATE_KEY, DSOCallback
 from .checkpoints import checkpoint_to_resume
 from .config import DSOTrainerConfig
-from .data import QuestionRows, all_rows, as_rows, eval_rows, neutral_tokens
+from .data import QuestionRows, all_rows, as_rows, check_reward, eval_rows, neutral_tokens
 from .sampler import OccupationSampler
 from .scorer import Scorer
 from .steps import SteppingTrainer
@@ -174,6 +174,7 @@ class DSOTrainer(SteppingTrainer):
         given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         # None if other rewards were given; Any because enumeration always has it.
         self.fairness_reward: Any = next((f for f in given if isinstance(f, FairnessReward)), None)
+        check_reward(self.fairness_reward, self.groups, args.warm_start)
         return reward_funcs
 
     # --- data --------------------------------------------------------------------------------------------------------
@@ -252,12 +253,6 @@ class DSOTrainer(SteppingTrainer):
         finally:
             for reward, kept in zip(rewards, before, strict=True):
                 reward.counts, reward.due, reward.latest = kept
-
-    def counting_rewards(self) -> list[FairnessReward]:
-        """All rewards whose counts matter: the one that pays sampled answers, or one per temperature."""
-        if self.args.rollouts == "enumerate":
-            return self.enumerated.counts
-        return [] if self.fairness_reward is None else [self.fairness_reward]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
