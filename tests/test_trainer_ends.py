@@ -175,3 +175,14 @@ def test_warm_start_of_a_reward_that_is_given(tmp_path):
 def test_a_reward_that_does_not_fit_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, warm_start=True, **changes)
+
+
+def test_what_is_logged_of_a_reward_whose_groups_stand_in_another_order(tmp_path, caplog):
+    job = trainer(tmp_path, rollouts="sample", reward_funcs=FairnessReward(("anti", "pro")))
+    job.fairness_reward.latest = [("nurse", [1.0, 3.0], [2.0, 2.0]), ("clerk", [1.0, 1.0], [1.0, 1.0])]
+    job._log_bias("train")
+    assert job._metrics["train"]["stereotype_gap"] == [pytest.approx((0.75 - 0.25 + 0) / 2)]
+    job.fairness_reward.counts = {"nurse": [1.0, 3.0]}
+    with caplog.at_level("INFO", "peft_dso.training.logs"):
+        job.log({})
+    assert "Most unequal occupations: nurse: anti 0.25, pro 0.75" in caplog.messages

@@ -62,14 +62,15 @@ class LoggingTrainer(ObjectiveTrainer):
         super().log(logs, start_time)
         worst = self.worst_occupations()
         if worst and self.accelerator.is_main_process:
+            groups = self.fairness_reward.groups
             lines = (
-                f"{name}: " + ", ".join(f"{g} {s:.2f}" for g, s in zip(self.groups, shares, strict=True))
+                f"{name}: " + ", ".join(f"{g} {s:.2f}" for g, s in zip(groups, shares, strict=True))
                 for name, shares in worst
             )
             logger.info("Most unequal occupations: " + "; ".join(lines))
             table = DataFrame(
                 [(self.state.global_step, name, *shares) for name, shares in worst],
-                columns=["step", "occupation", *self.groups],
+                columns=["step", "occupation", *groups],
             )
             for tracker in self._trackers():
                 tracker.log({"worst_occupations": tracker.Table(dataframe=table)})

@@ -199,8 +199,9 @@ class ObjectiveTrainer(PublishingTrainer):
         if not shares:
             return  # abstentions alone
         found = {"per_occupation_bias": self.fairness_reward.bias_of(said)}
-        if set(self.groups) == {"pro", "anti"}:
-            pro = self.groups.index("pro")
+        groups = self.fairness_reward.groups  # those of the questions may stand in another order
+        if set(groups) == {"pro", "anti"}:
+            pro = groups.index("pro")
             found["stereotype_gap"] = sum(2 * values[pro] - 1 for values in shares.values()) / len(shares)
         for key, value in found.items():
             self._metrics[mode][key] = [value] if mode == "eval" else [*self._metrics[mode][key], value]
