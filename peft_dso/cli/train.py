@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
         epilog="example: peft-dso train --model smollm2 --questions pronouns --out adapter",
     )
     add_model(train)
-    add_device(train)
+    add_device(train, "cpu or cuda")
     add_questions(train, required=True)
     train.add_argument(
         "--test",
