@@ -1,10 +1,12 @@
 """`peft-dso train` a second time, interrupted, resumed, and pushed (the upload itself is tested in hub_cases.py)."""
 
+import argparse
 import json
 
 import pytest
+import torch
 from models import tiny_questions, tiny_tokenizer
-from trainers import RIGHT, leaning
+from trainers import RIGHT, leaning, vectors
 from transformers import TrainerCallback
 
 from peft_dso import DSOTrainer, cli
@@ -44,6 +46,102 @@ def test_a_second_run_does_not_speak_for_the_first(call, tmp_path, monkeypatch):
     assert "of other vectors" in describe(out)
 
 
+def test_the_device_is_the_trainers_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # where the trainer would not take the CPU
+    for device, on_cpu in (("cpu", True), ("cpu:0", True), (None, False)):
+        options = argparse.Namespace(out=str(tmp_path), log_level="error", device=device, fields=["--bf16", "False"])
+        assert train.settings_of(options).use_cpu == on_cpu
+    first = torch.device("cuda", 0)
+    for device in ("cuda", "cuda:0"):
+        train.check_device(device, first)
+    train.check_device("mps", torch.device("mps"))
+    with pytest.raises(ValueError, match="--device cuda:3: this training takes cuda:0 .*CUDA_VISIBLE_DEVICES=3"):
+        train.check_device("cuda:3", first)
+    with pytest.raises(ValueError, match="takes cpu"):
+        train.settings_of(argparse.Namespace(**{**vars(options), "device": "cuda", "fields": ["--use_cpu", "True"]}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "FILE"], "--out FILE: FILE is a file"),
+        (["--out", "FILE/below/it"], "--out FILE/below/it: FILE is a file"),
+        (["--resume_from_checkpoint", "True"], "--resume_from_checkpoint True: There is no complete checkpoint"),
+        (["--resume_from_checkpoint", "FILE"], "--resume_from_checkpoint FILE: FILE is not a complete checkpoint"),
+        (["--learning_rate", "nan"], "learning_rate=nan"),
+        (["--eval_strategy", "steps"], "--eval_strategy steps"),
+        (["--eval_on_start", "True"], "--eval_on_start True"),
+    ],
+)
+def test_what_is_wrong_at_once_is_said_at_once(call, tmp_path, capsys, options, message):
+    (tmp_path / "file").touch()
+    given = [option.replace("FILE", str(tmp_path / "file")) for option in options]
+    assert cli.main([*call, "--model", str(tmp_path / "no-model"), *given]) == 1  # before there is a base to load
+    assert message.replace("FILE", str(tmp_path / "file")) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--questions", "--questions: all 8 questions to train on have a right answer"),
+        ("--test", "--test: all 4 questions of the test set have a right answer and cannot show bias"),
+    ],
+)
+def test_what_shows_no_bias_is_not_called_fair(call, tmp_path, capsys, option, message):
+    (tmp_path / "right.jsonl").write_text("".join(json.dumps(row) + "\n" for row in RIGHT))
+    given = [option, str(tmp_path / "right.jsonl")]
+    if option == "--questions":
+        call = [part for part in call if part not in ("--questions", str(tmp_path / "questions.jsonl"))]
+        given += [*given, "--test", str(tmp_path / "questions.jsonl")]
+    assert cli.main([*call, "--model", str(tmp_path / "no-model"), *given]) == 1
+    said = capsys.readouterr()
+    assert message in said.err and "no bias above its floor" not in said.out
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C once a step is done."""
+
+    def __init__(self, step):
+        self.step = step
+        self.vectors = {}
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step:
+            self.vectors = vectors(model)
+            raise KeyboardInterrupt
+
+
+def with_callback(monkeypatch, callback):
+    """Every trainer gets the callback."""
+    init = DSOTrainer.__init__
+    monkeypatch.setattr(
+        DSOTrainer, "__init__", lambda self, *a, **k: (init(self, *a, **k), self.add_callback(callback))[0]
+    )
+
+
+def test_an_interrupted_training_is_kept(call, tmp_path, monkeypatch, capsys):
+    out, at_two = tmp_path / "out", Interrupt(2)
+    assert cli.main([*call, "--max_steps", "3"]) == 0
+    before = read_adapter(out)[0].vectors_sha256
+    with monkeypatch.context() as patched:
+        with_callback(patched, Interrupt(0))
+        assert cli.main([*call, "--max_steps", "40"]) == 130
+    assert "nothing is saved" in capsys.readouterr().out and read_adapter(out)[0].vectors_sha256 == before
+    with_callback(monkeypatch, at_two)
+    assert cli.main([*call, "--max_steps", "40"]) == 130
+    said, pairs = capsys.readouterr(), read_adapter(out)[1]
+    assert "interrupted" in said.err and "step 2 of 40" in said.out and "--save_strategy steps" in said.out
+    kept = {f"{site}.{part}": vector for site, parts in pairs.items() for part, vector in parts.items()}
+    assert len(kept) == len(at_two.vectors) and any(vector.any() for vector in kept.values())
+    for name, vector in at_two.vectors.items():
+        assert torch.equal(kept[name.removeprefix("base_model.model.").replace(".dso_affine.default", "")], vector)
+    card = (out / "README.md").read_text()
+    assert "interrupted after 2 steps" in card and "Nothing: no sweep" in card  # the first run's figures are gone
+    assert cli.main([*call, "--max_steps", "40", "--save_strategy", "steps", "--save_steps", "1"]) == 130
+    said = capsys.readouterr().out
+    assert f"from {out / 'checkpoint-2'}" in said and "--resume_from_checkpoint True" in said
+
+
 def test_what_is_pushed_is_measured_first(call, tmp_path, monkeypatch):
     pushed = []
 
@@ -65,10 +163,7 @@ def test_a_training_goes_on_where_it_was_cut_off(call, tmp_path, monkeypatch):
         def on_train_begin(self, args, state, control, **kwargs):
             began.append(state.global_step)
 
-    init = DSOTrainer.__init__
-    monkeypatch.setattr(
-        DSOTrainer, "__init__", lambda self, *a, **k: (init(self, *a, **k), self.add_callback(Note()))[0]
-    )
+    with_callback(monkeypatch, Note())
     for checkpoint, step in ((str(tmp_path / "out" / "checkpoint-2"), 2), ("True", 4)):
         assert cli.main([*call, "--max_steps", "4", "--resume_from_checkpoint", checkpoint]) == 0
         assert began.pop() == step

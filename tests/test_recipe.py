@@ -35,6 +35,17 @@ def test_batches_that_enumeration_can_do_are_taken(tmp_path, batch, each):
         ({"max_neutral_kl": -1.0}, "max_neutral_kl=-1.0"),
         ({"neutral_coef": -1.0}, "neutral_coef=-1.0"),
         ({"stop_bias": -0.1}, "stop_bias=-0.1"),
+        ({"l1_coef": float("inf")}, "l1_coef=inf"),
+        ({"beta": float("inf")}, "beta=inf"),
+        ({"kl_rate": float("inf")}, "kl_rate=inf"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0"),
+        ({"retain_batch_size": -1}, "retain_batch_size=-1"),
+        ({"neutral_batch_size": -1}, "neutral_batch_size=-1"),
+        ({"neutral_tokens": 1}, "neutral_tokens=1: at least 2"),
+        ({"neutral_tokens": -1}, "neutral_tokens=-1: at least 2"),
+        ({"max_steps": 0}, "max_steps=0: at least 1, or -1"),
+        ({"max_steps": -2}, "max_steps=-2"),
     ],
 )
 def test_settings_out_of_range(tmp_path, changes, message):
@@ -131,9 +142,43 @@ def test_the_cap_binds_on_average_over_the_batches(tmp_path, of_hard, rises):
     job = trainer(tmp_path, max_kl_ratio=2.0, kl_rate=0.1, beta=0.1, **FAIR)
     for _ in range(20):
         for least, kl in ((0.01, 0.03), (0.1, of_hard)):
-            job._metrics["train"].update(least_kl=[least], kl=[kl])
+            job._spent.update(least_kl=[least], kl=[kl])
             job._update_multipliers()
     assert (job.beta > 0.5) if rises else (job.beta < 0.12)
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "message"),
+    [
+        ("The clerk said that he", TypeError, "neutral_texts must be a list of texts, got 'The clerk said that he'"),
+        (["he", "she"], ValueError, "neutral_texts: none of 2 has two tokens.*neutral_coef=0"),
+        ([], ValueError, "neutral_texts: none of 0 has two tokens.*neutral_coef=0"),
+    ],
+)
+def test_neutral_texts_are_not_lost(tmp_path, texts, error, message):
+    def job(coef):
+        args = config(tmp_path, neutral_coef=coef)
+        return DSOTrainer(leaning(), args, tiny_questions(), neutral_texts=texts, processing_class=tiny_tokenizer())
+
+    with pytest.raises(error, match=message):
+        job(1.0)
+    if error is ValueError:
+        assert job(0.0).neutral == []
+
+
+@pytest.mark.parametrize("changes", [{"num_iterations": 4}, {"steps_per_generation": 4}])
+def test_the_multiplier_does_not_hang_on_how_often_is_logged(tmp_path, changes):
+    """Sampled answers that serve four steps move it once."""
+    settings = {"rollouts": "sample", "num_generations": 2, "max_steps": 24, "learning_rate": 0.05, "max_kl": 1e-3}
+    found, spent, beta = [], [], 0.1
+    for steps in (1, 4, 10):
+        job = trainer(tmp_path, kl_rate=0.5, logging_steps=steps, **settings, **changes)
+        job.train()
+        spent, found = spent or history(job, "sampled_kl"), [*found, job.beta]
+    for kl in spent:
+        beta = max(0.1, beta + 0.5 * min(kl / 1e-3 - 1, 1))
+    assert len(spent) == 6 and beta > 0.1
+    assert found == pytest.approx([beta] * 3, rel=1e-5)
 
 
 def test_neutral_text_is_held(tmp_path):

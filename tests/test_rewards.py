@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_dso import FairnessReward
-from peft_dso.objective import group_rewards, imbalance, occupation_shares, occupation_weights
+from peft_dso.objective import EnumeratedReward, group_rewards, imbalance, occupation_shares, occupation_weights
 
 
 def completions(reward, answered, **more):
@@ -178,3 +178,18 @@ def test_wrong_settings(wrong):
 def test_an_unknown_meaning_is_refused():
     with pytest.raises(ValueError, match="'neutral'"):
         FairnessReward()(["?"], ["he"], occupation=["nurse"], answers=[["he", "she"]], meanings=[["neutral", "pro"]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_expectation_is_in_the_precision_of_the_probabilities(dtype):
+    """Two questions of one occupation, 0.7 to 0.2 and 0.3 to 0.5: pro leads by 0.3 of 1.7."""
+    rows = [{"occupation": "nurse", "meanings": ["pro", "anti"]}] * 2
+    p = torch.tensor([[0.7, 0.2], [0.3, 0.5]], dtype=dtype)
+    got = EnumeratedReward(("pro", "anti"), [1.0], -1.0, smoothing=1.0, question_share=0.25)(rows, p.log())
+    lean, own = 0.3 / 1.7, (0.5 / 0.9, -0.2 / 0.8)
+    expected = [
+        -(0.75 * lean + 0.25 * mine) * (pro - anti) - (1 - pro - anti)
+        for mine, (pro, anti) in zip(own, ((0.7, 0.2), (0.3, 0.5)), strict=True)
+    ]
+    assert got.dtype == dtype
+    assert got.tolist() == pytest.approx(expected, abs=1e-12 if dtype == torch.float64 else 1e-6)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from models import tiny_questions, tiny_tokenizer
+from models import OCCUPATIONS, tiny_questions, tiny_tokenizer
 from peft import get_peft_model
 from trainers import RIGHT, config, leaning, trainer, vectors
 from transformers import TrainerCallback
@@ -46,6 +46,19 @@ def test_the_reward_reads_the_forms_that_the_evaluation_reads():
     )
     assert [said for _, said, _ in reward.latest] == [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
     assert rewards == [0.0, 0.0, -1.0]
+
+
+def test_a_sampled_training_says_its_own_kl(tmp_path):
+    """It knows no least KL to compare it with; and what was not logged is not said."""
+    job = trainer(tmp_path, rollouts="sample", num_generations=2, max_steps=2)
+    for history, said in (([], "steps."), ([{"per_occupation_bias": 0.25}], "steps: bias 0.250 on the last batches.")):
+        job.state.log_history = history
+        assert said in job.why_it_ended() and "KL" not in job.why_it_ended()
+    job.train()
+    logged = [entry for entry in job.state.log_history if "sampled_kl" in entry]
+    kl, bias = (sum(e[key] for e in logged) / 2 for key in ("sampled_kl", "per_occupation_bias"))
+    assert len(logged) == 2
+    assert job.why_it_ended() == f"Ended after 2 of 2 steps: bias {bias:.3f} on the last batches, KL {kl:.3f}."
 
 
 def test_a_training_of_few_steps_learns(tmp_path):
@@ -131,3 +144,45 @@ def test_a_second_training_begins_anew(tmp_path):
     job.train()
     again = [float(entry["beta"]) for entry in job.state.log_history if "beta" in entry]
     assert max(again) <= job.args.beta
+
+
+def test_warm_start_of_a_reward_that_is_given(tmp_path):
+    """Sampled answers are counted by the reward that pays them, whose groups may stand in another order."""
+    reward = FairnessReward(("anti", "pro"), memory=0.5)
+    job = trainer(tmp_path, rows=tiny_questions(), rollouts="sample", warm_start=True, reward_funcs=[reward])
+    job.observe_first_pass()
+    expected = {name: [0.0, 0.0] for name in OCCUPATIONS}
+    for row in tiny_questions():
+        ids = tiny_tokenizer()(row["prompt"], return_tensors="pt")["input_ids"]
+        with torch.no_grad(), job.model.disable_adapter():
+            p = job.model(input_ids=ids).logits[0, -1].softmax(-1)
+        for answer, meaning in zip(row["answers"], row["meanings"], strict=True):
+            index = tiny_tokenizer().convert_tokens_to_ids(answer.strip())
+            expected[row["occupation"]][["anti", "pro"].index(meaning)] += float(p[index])
+    assert reward.counts.keys() == expected.keys()
+    for name, counts in expected.items():
+        assert reward.counts[name] == pytest.approx(counts, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rollouts": "sample", "reward_memory": 0.0}, "warm_start=True needs a memory above 0"),
+        ({"rollouts": "sample", "reward_memory": 0.5, "reward_funcs": FairnessReward(memory=0.0)}, "needs a memory"),
+        ({"rollouts": "sample", "reward_funcs": FairnessReward(("man", "woman"))}, "also have .'anti', 'pro'"),
+    ],
+)
+def test_a_reward_that_does_not_fit_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, warm_start=True, **changes)
+
+
+def test_what_is_logged_of_a_reward_whose_groups_stand_in_another_order(tmp_path, caplog):
+    job = trainer(tmp_path, rollouts="sample", reward_funcs=FairnessReward(("anti", "pro")))
+    job.fairness_reward.latest = [("nurse", [1.0, 3.0], [2.0, 2.0]), ("clerk", [1.0, 1.0], [1.0, 1.0])]
+    job._log_bias("train")
+    assert job._metrics["train"]["stereotype_gap"] == [pytest.approx((0.75 - 0.25 + 0) / 2)]
+    job.fairness_reward.counts = {"nurse": [1.0, 3.0]}
+    with caplog.at_level("INFO", "peft_dso.training.logs"):
+        job.log({})
+    assert "Most unequal occupations: nurse: anti 0.25, pro 0.75" in caplog.messages

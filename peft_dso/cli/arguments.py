@@ -82,8 +82,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16 or auto")
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="such as cpu or cuda:1; default the accelerator, if there is one")
+def add_device(parser: argparse.ArgumentParser, such_as: str = "cpu or cuda:1") -> None:
+    parser.add_argument("--device", help=f"such as {such_as}; default the accelerator, if there is one")
 
 
 def add_questions(parser: argparse.ArgumentParser, required: bool) -> None:

@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
         epilog="example: peft-dso train --model smollm2 --questions pronouns --out adapter",
     )
     add_model(train)
-    add_device(train)
+    add_device(train, "cpu or cuda")
     add_questions(train, required=True)
     train.add_argument(
         "--test",
@@ -46,18 +46,16 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from transformers import HfArgumentParser
-
     from ..models import load_base
     from ..questions import neutral_texts, read_rows
-    from ..training import DSOTrainer, DSOTrainerConfig
+    from ..training import DSOTrainer
     from ..training.progress import quiet_progress
     from ..tuner import DSOConfig
 
-    arguments = ["--output_dir", options.out, "--report_to", "none", "--save_strategy", "no", "--logging_steps", "1"]
-    arguments += ["--log_level", options.log_level]
-    (settings,) = HfArgumentParser(DSOTrainerConfig).parse_args_into_dataclasses([*arguments, *options.fields])
+    settings = settings_of(options)
+    checkpoint = check_settings(options, settings)
     rows, test = train_and_test(options)
+    check_ambiguous(rows, test)
     retained = None if options.retain is None else read_rows(options.retain)
     texts = [neutral_texts(split, options.neutral) for split in ("train", "test")]
     model, processor = load_base(options.model, options.dtype, device=options.device)
@@ -80,14 +78,82 @@ def run(options: argparse.Namespace) -> int:
     if options.log_level not in ("debug", "info"):
         quiet_progress(trainer, say)
     say(f"Training on {len(rows)} questions, {trainer.args.max_steps} steps")
-    checkpoint = settings.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=True if checkpoint in ("True", "true") else checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        keep(options, trainer)
+        raise
     trainer.save_model(options.out, _internal_call=True)  # pushed, if asked for, when it has been measured
     tell(options, trainer, test, texts[1])
     if settings.push_to_hub:
         pushed = trainer.push_to_hub()
         say(f"Pushed it: {pushed.commit_url}")
     return 0
+
+
+def settings_of(options: argparse.Namespace) -> Any:
+    """The trainer's configuration."""
+    import torch
+    from transformers import HfArgumentParser
+
+    from ..training import DSOTrainerConfig
+
+    arguments = ["--output_dir", options.out, "--report_to", "none", "--save_strategy", "no", "--logging_steps", "1"]
+    arguments += ["--log_level", options.log_level]
+    if options.device in ("cpu", "cpu:0"):
+        arguments += ["--use_cpu", "True"]
+    (settings,) = HfArgumentParser(DSOTrainerConfig).parse_args_into_dataclasses([*arguments, *options.fields])
+    if options.device is not None and torch.accelerator.is_available():
+        check_device(options.device, settings.device)
+    return settings
+
+
+def check_settings(options: argparse.Namespace, settings: Any) -> Any:
+    """
+    Refuse what cannot be done before the base is loaded and measured.
+
+    Returns:
+        `str`, *optional*: the checkpoint to go on from.
+
+    Raises:
+        ValueError: `--out` is no folder, there is no checkpoint to go on from, or nothing to evaluate on in training.
+    """
+    from ..training.checkpoints import checkpoint_to_resume
+
+    out = Path(options.out)
+    there = next((place for place in (out, *out.parents) if place.exists()), None)
+    if there is not None and not there.is_dir():
+        raise ValueError(f"--out {out}: {there} is a file. Give a folder for the adapter, its report and its card.")
+    if settings.eval_strategy != "no" or settings.eval_on_start:
+        raise ValueError(
+            f"--eval_strategy {settings.eval_strategy.value}, --eval_on_start {settings.eval_on_start}: there are no "
+            "questions to evaluate on during a training from the command line. Leave them out: --test is measured at "
+            "the end."
+        )
+    wanted = settings.resume_from_checkpoint
+    try:
+        return checkpoint_to_resume(True if wanted in ("True", "true") else wanted, settings.output_dir)
+    except ValueError as error:
+        raise ValueError(f"--resume_from_checkpoint {wanted}: {error}") from None
+
+
+def check_device(wanted: str, taken: Any) -> None:
+    """
+    Refuse a device that is not the trainer's, which transformers chooses.
+
+    Args:
+        wanted (`str`): what `--device` says.
+        taken (`torch.device`): the trainer's.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if wanted not in (taken.type, f"{taken.type}:{taken.index or 0}"):
+        index = wanted.partition(":")[2] or "1"
+        raise ValueError(
+            f"--device {wanted}: this training takes {taken} (the first accelerator that it sees; the CPU with "
+            f"--device cpu). Leave --device out; CUDA_VISIBLE_DEVICES={index} peft-dso train ... shows it another one."
+        )
 
 
 def train_and_test(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
@@ -109,6 +175,26 @@ def train_and_test(options: argparse.Namespace) -> tuple[list[dict[str, Any]], d
         test = chosen_questions(options, "test", options.test)
     name = "held-out occupations" if options.held_out_occupations else "held-out questions"
     return train, {"the test set" if options.test else name: subset(test, MEASURED, each_kind=True)}
+
+
+def check_ambiguous(train: Sequence[dict[str, Any]], test: dict[str, list[dict[str, Any]]]) -> None:
+    """
+    Refuse questions that all have a right answer: with it the model is no less fair.
+
+    Raises:
+        ValueError: there is nothing to make fair, or nothing that could show a bias.
+    """
+    if not any(row.get("right") is None for row in train):
+        raise ValueError(
+            f"--questions: all {len(train)} questions to train on have a right answer: there is nothing to make fair. "
+            "Give some whose answers are all equally right (right: null)."
+        )
+    for name, rows in test.items():
+        if not any(row.get("right") is None for row in rows):
+            raise ValueError(
+                f"--test: all {len(rows)} questions of {name} have a right answer and cannot show bias. Give a --test "
+                "set with some whose answers are all equally right (right: null)."
+            )
 
 
 def measured(model: Any, processor: Any, test: Any, strengths: Sequence[float], texts: Sequence[str]) -> Any:
@@ -138,6 +224,31 @@ def table(report: Any) -> str:
     from ..evaluation import format_table
 
     return "\n\n".join(f"{name}\n{format_table(results)}" for name, results in report.sets.items())
+
+
+def keep(options: argparse.Namespace, trainer: Any) -> None:
+    """Save what an interrupted training has learned, of which nothing is measured, and say how to go on."""
+    from ..export import save_card
+    from ..training.checkpoints import last_complete_checkpoint
+
+    steps = trainer.state.global_step
+    if not steps:
+        say("\nInterrupted before the first step was done: nothing is saved.")
+        return
+    trainer.save_model(options.out, _internal_call=True)
+    names = ", ".join(Path(source).name for source in options.questions)
+    trained_on = f"{len(trainer.train_dataset)} questions ({names}), interrupted after {steps} steps."
+    save_card(options.out, trained_on=trained_on)
+    say(f"\nInterrupted after step {steps} of {trainer.state.max_steps}: saved the adapter as it is in {options.out}.")
+    say(f"It is not measured: peft-dso sweep --model {options.model} --adapter {options.out} --questions Q --out DIR")
+    try:
+        checkpoint = last_complete_checkpoint(trainer.args.output_dir)
+    except ValueError:
+        checkpoint = None
+    if checkpoint is None or trainer.args.save_strategy == "no":  # one that lies there is of another training
+        say("It cannot go on from here: checkpoints come with --save_strategy steps --save_steps 20")
+    else:
+        say(f"To go on from {checkpoint}: the same command with --resume_from_checkpoint True")
 
 
 def tell(options: argparse.Namespace, trainer: Any, test: Any, texts: Sequence[str]) -> None:

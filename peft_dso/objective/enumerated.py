@@ -102,8 +102,9 @@ class EnumeratedReward:
         for temperature, counted in zip(self.temperatures, self.counts, strict=True):
             p = self._at(log_p, temperature)
             own = self._count(rows, group, p.detach(), offered, counted)
-            shares = torch.tensor([counted.shares(row["occupation"]) for row in rows], device=p.device)
-            fair = torch.tensor([counted.fair(row["occupation"]) for row in rows], device=p.device)
+            # In the precision of the probabilities.
+            shares = p.new_tensor([counted.shares(row["occupation"]) for row in rows])
+            fair = p.new_tensor([counted.fair(row["occupation"]) for row in rows])
             reward = group_rewards(shares, self.smoothing, fair)
             if self.question_share:
                 own = own / own.sum(-1, keepdim=True).clamp(min=torch.finfo(own.dtype).tiny)

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Union
+from typing import Any, Union
 
 import torch
-
-
-if TYPE_CHECKING:
-    from ..scoring import Scores
 
 
 @torch.no_grad()
@@ -76,7 +72,7 @@ def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     return (log_p.exp() * (log_p - log_q).masked_fill(log_p == -torch.inf, 0)).sum(-1)
 
 
-def answers_kl(steered: Scores, base: Scores) -> torch.Tensor:
+def answers_kl(steered: Any, base: Any) -> torch.Tensor:
     """
     KL(steered || base) of what is said to each question, as far as it decides the answer: of the whole distribution of
     the next token and, behind every beginning of a form, of the forms that it may become and of anything else, each
@@ -92,7 +88,8 @@ def answers_kl(steered: Scores, base: Scores) -> torch.Tensor:
     events = min(steered.branches.shape[1], base.branches.shape[1])  # what is beyond is padding
     given, together = steered.branches[:, :events].unbind(-1)
     gap = (given - base.branches[:, :events, 0]).masked_fill(together == -torch.inf, 0)
-    return kl_divergence(steered.decision, base.decision) + (together.exp() * gap).sum(-1)
+    kl = kl_divergence(steered.decision, base.decision)
+    return kl + (together.exp() * gap).sum(-1)
 
 
 def updated_multiplier(multiplier: float, kl: float, max_kl: float, rate: float) -> float:

@@ -24,6 +24,7 @@ class DSOCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.biases.clear()
+        self.trainer._spent.clear()
         self.trainer.ended_fair = False
         self.trainer.usual_least = 0.0
         self.trainer.scorer.decide(self.trainer.model, self.trainer.probe_rows())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -50,7 +51,7 @@ class DSOTrainerConfig(RLOOConfig):
             to lean. Only for `rollouts="enumerate"`.
         warm_start (`bool`, defaults to `False`):
             Count what the model says to all training questions before the first step, so that the first majorities do
-            not hang on one batch. Needs `reward_memory` above 0.
+            not hang on one batch. Needs `reward_memory` above 0, or the memory of a `FairnessReward` of your own.
         kl_target (`str`, defaults to `"fair"`):
             What the KL of an ambiguous question is taken to, with `rollouts="enumerate"`: `"fair"`, the fair
             distribution nearest to the base, so that being held costs no fairness; or `"base"` (the paper). On
@@ -76,7 +77,7 @@ class DSOTrainerConfig(RLOOConfig):
         neutral_batch_size (`int`):
             How many neutral texts go into each step, per device.
         neutral_tokens (`int`, defaults to 32):
-            How many tokens of a neutral text count.
+            How many tokens of a neutral text count, at least 2.
         max_neutral_kl (`float`, *optional*):
             Cap on that KL per token, in nats: the weight rises while it is above, and falls back below.
         step_unit (`str`, defaults to `"fisher"`):
@@ -205,9 +206,15 @@ class DSOTrainerConfig(RLOOConfig):
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(map(repr, choices))}.")
-        for name in ("kl_rate", "retain_coef", "neutral_coef", "l1_coef", "beta", "stop_bias"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: at least 0.")
+        for name in ("kl_rate", "retain_coef", "neutral_coef", "l1_coef", "beta", "stop_bias", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value!r}: a finite number of at least 0.")
+        for name, least in (("retain_batch_size", 0), ("neutral_batch_size", 0), ("neutral_tokens", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)!r}: at least {least}.")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"max_steps={self.max_steps!r}: at least 1, or -1 for as many as num_train_epochs makes.")
         for name in ("max_kl", "max_kl_ratio", "max_neutral_kl"):
             cap = getattr(self, name)
             if cap is not None and not cap > 0:
@@ -220,7 +227,7 @@ class DSOTrainerConfig(RLOOConfig):
             raise ValueError(
                 f"decoding_temperatures={self.decoding_temperatures!r}: at least one, each above 0 and at most 1."
             )
-        if self.warm_start and not self.reward_memory:
+        if self.warm_start and self.rollouts == "enumerate" and not self.reward_memory:
             raise ValueError(
                 "warm_start=True needs reward_memory above 0: without memory the counts are lost at once."
             )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, Optional, overload
 
 from torch.utils.data import Dataset
 
-from ..questions import check_questions
+from ..objective import FairnessReward
+from ..questions import check_questions, neutral_texts
+from ..scoring import first_tokens
 
 
 class QuestionRows(Dataset[dict[str, Any]]):
@@ -88,3 +90,57 @@ def all_rows(evaluated: Any) -> list[dict[str, Any]]:
     if isinstance(evaluated, dict):
         return [row for rows in evaluated.values() for row in rows]
     return list(evaluated or ())
+
+
+def neutral_tokens(processor: Any, texts: Optional[Sequence[str]], most: int) -> list[tuple[int, ...]]:
+    """
+    The beginnings of neutral texts, as a model reads them.
+
+    Args:
+        processor (`PreTrainedTokenizerBase` or `ProcessorMixin`): a tokenizer, or a processor with one.
+        texts (`Sequence[str]`, *optional*): the texts; default those of the package.
+        most (`int`): tokens of each, at most.
+
+    Returns:
+        `list[tuple[int, ...]]`: of those texts that have two tokens, so that something is said after the first.
+
+    Raises:
+        TypeError: the texts are one text.
+        ValueError: no text is left.
+    """
+    if isinstance(texts, str):
+        raise TypeError(f"neutral_texts must be a list of texts, got {texts!r}: write [{texts!r}].")
+    given = neutral_texts("train") if texts is None else texts
+    found = [first_tokens(processor, text, most) for text in given]
+    kept = [tokens for tokens in found if len(tokens) > 1]
+    if not kept:
+        raise ValueError(
+            f"neutral_texts: none of {len(found)} has two tokens. Give longer ones, or none and neutral_coef=0."
+        )
+    return kept
+
+
+def check_reward(reward: Optional[FairnessReward], groups: Sequence[str], warm_start: bool) -> None:
+    """
+    Refuse a fairness reward that does not fit the questions, or would forget a first pass at once.
+
+    Args:
+        reward (`FairnessReward`, *optional*): what pays or counts the answers.
+        groups (`Sequence[str]`): of the questions.
+        warm_start (`bool`): whether there is a first pass.
+
+    Raises:
+        ValueError: it does not know a group, or has no memory.
+    """
+    if reward is None:
+        return
+    if unknown := set(groups) - set(reward.groups):
+        raise ValueError(
+            f"The FairnessReward has the groups {list(reward.groups)}, the questions also have {sorted(unknown)}: "
+            f"give FairnessReward({list(groups)})."
+        )
+    if warm_start and not reward.memory:
+        raise ValueError(
+            "warm_start=True needs a memory above 0 (reward_memory, or memory of a FairnessReward of your own): "
+            "without one the counts are lost at once."
+        )

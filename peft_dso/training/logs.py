@@ -24,8 +24,15 @@ class LoggingTrainer(ObjectiveTrainer):
     def why_it_ended(self) -> str:
         """In a sentence, how far the training has come and what bound it."""
         last = [entry for entry in self.state.log_history if "per_occupation_bias" in entry][-10:]
-        bias, kl, least = (sum(e.get(k, 0.0) for e in last) for k in ("per_occupation_bias", "kl", "least_kl"))
-        bias, ratio = (bias / len(last) if last else float("nan")), (kl / least if least else float("nan"))
+        bias, exact, sampled, least = (
+            sum(values) / len(values) if (values := [entry[name] for entry in last if name in entry]) else float("nan")
+            for name in ("per_occupation_bias", "kl", "sampled_kl", "least_kl")
+        )
+        spent = [f"bias {bias:.3f} on the last batches"] if last else []
+        if least > 0:
+            spent.append(f"KL {exact / least:.1f} times the least")
+        else:
+            spent += [f"KL {kl:.3f}" for kl in (exact, sampled) if kl == kl]
         held = []
         if self.beta > self.args.beta * 1.01:
             held.append(f"the cap on the KL was holding it (multiplier {self.beta:.2f})")
@@ -34,7 +41,7 @@ class LoggingTrainer(ObjectiveTrainer):
         return (
             f"Ended after {self.state.global_step} of {self.state.max_steps} steps"
             + (", since the answers were fair (stop_bias)" if self.ended_fair else "")
-            + f": bias {bias:.3f} on the last batches, KL {ratio:.1f} times the least"
+            + (": " + ", ".join(spent) if spent else "")
             + (", and " + " and ".join(held) if held else "")
             + "."
             + (" Nothing was learned: all neurons are zero." if self.pairs.sparsity()[0] == 1 else "")
@@ -55,14 +62,15 @@ class LoggingTrainer(ObjectiveTrainer):
         super().log(logs, start_time)
         worst = self.worst_occupations()
         if worst and self.accelerator.is_main_process:
+            groups = self.fairness_reward.groups
             lines = (
-                f"{name}: " + ", ".join(f"{g} {s:.2f}" for g, s in zip(self.groups, shares, strict=True))
+                f"{name}: " + ", ".join(f"{g} {s:.2f}" for g, s in zip(groups, shares, strict=True))
                 for name, shares in worst
             )
             logger.info("Most unequal occupations: " + "; ".join(lines))
             table = DataFrame(
                 [(self.state.global_step, name, *shares) for name, shares in worst],
-                columns=["step", "occupation", *self.groups],
+                columns=["step", "occupation", *groups],
             )
             for tracker in self._trackers():
                 tracker.log({"worst_occupations": tracker.Table(dataframe=table)})

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
-from ..objective import EnumeratedReward, answer_shares, answers_kl, occupation_weights
+from ..objective import EnumeratedReward, FairnessReward, answer_shares, answers_kl, occupation_weights
 from ..objective.rewards import Said
 from ..scoring import EncodedQuestion, Scores, score
 from .config import DSOTrainerConfig
@@ -36,6 +36,7 @@ class ObjectiveTrainer(PublishingTrainer):
     train_dataset: Any
     _micro_step: int
     _noted: list[tuple[str, torch.Tensor, int]]  # since the last loss: name, sum, count
+    _spent: dict[str, list[float]]  # by name the KLs of the batches since the multipliers' last step
     _evaluated: list[Said]
 
     def _generator(self, purpose: str, micro_step: int) -> torch.Generator:
@@ -155,6 +156,8 @@ class ObjectiveTrainer(PublishingTrainer):
             total[0], total[1] = total[0] + value, total[1] + count
         for name, (value, count) in totals.items():
             self._metrics[mode][name].append(value / count)
+            if mode == "train":
+                self._spent.setdefault(name, []).append(value / count)
         self._noted = []
 
     def observe_first_pass(self) -> None:
@@ -164,7 +167,24 @@ class ObjectiveTrainer(PublishingTrainer):
         encoded = [self.scorer.encode(row) for row in rows]
         for numbers, scores in score(self.model, encoded, packed=bool(self.scorer.packs)):
             log_p[numbers, : scores.answers.shape[1]] = scores.answers.float().cpu()
-        self.enumerated.observe(rows, log_p)
+        for first in self._first_counts():
+            first.observe(rows, log_p)
+
+    def _first_counts(self) -> list[EnumeratedReward]:
+        """What counts the answers of a first pass into [`counting_rewards`]."""
+        if self.args.rollouts == "enumerate":
+            return [self.enumerated]
+        found = []
+        for reward in self.counting_rewards():
+            found.append(EnumeratedReward(reward.groups, [self.args.temperature], reward.abstain_reward))
+            found[-1].counts = [reward]
+        return found
+
+    def counting_rewards(self) -> list[FairnessReward]:
+        """All rewards whose counts matter: the one that pays sampled answers, or one per temperature."""
+        if self.args.rollouts == "enumerate":
+            return self.enumerated.counts
+        return [] if self.fairness_reward is None else [self.fairness_reward]
 
     def _log_bias(self, mode: str) -> None:
         """Per-occupation bias and gap of the answers observed last; in an evaluation, of all of its answers so far."""
@@ -179,8 +199,9 @@ class ObjectiveTrainer(PublishingTrainer):
         if not shares:
             return  # abstentions alone
         found = {"per_occupation_bias": self.fairness_reward.bias_of(said)}
-        if set(self.groups) == {"pro", "anti"}:
-            pro = self.groups.index("pro")
+        groups = self.fairness_reward.groups  # those of the questions may stand in another order
+        if set(groups) == {"pro", "anti"}:
+            pro = groups.index("pro")
             found["stereotype_gap"] = sum(2 * values[pro] - 1 for values in shares.values()) / len(shares)
         for key, value in found.items():
             self._metrics[mode][key] = [value] if mode == "eval" else [*self._metrics[mode][key], value]

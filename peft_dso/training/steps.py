@@ -63,9 +63,8 @@ class SteppingTrainer(LoggingTrainer):
             self._metrics["train"][name].append(value)
 
     def _recent(self, name: str) -> float:
-        """The mean of a metric over the batches of this step; NaN where there is none."""
-        steps = self.args.gradient_accumulation_steps if self.args.rollouts == "enumerate" else 1
-        values = self._metrics["train"].get(name, [])[-steps:]
+        """The mean of a KL over the batches since the multipliers' last step; NaN where there is none."""
+        values = self._spent.get(name, [])
         return sum(values) / len(values) if values else float("nan")
 
     def _update_multipliers(self) -> None:
@@ -86,3 +85,4 @@ class SteppingTrainer(LoggingTrainer):
         if args.max_neutral_kl is not None and neutral == neutral:
             weight = updated_multiplier(self.neutral_weight, neutral, args.max_neutral_kl, args.kl_rate)
             self.neutral_weight = max(args.neutral_coef, weight)
+        self._spent.clear()  # one batch of sampled answers may serve several steps: what it spent counts once

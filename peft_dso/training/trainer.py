@@ -16,8 +16,6 @@ from transformers.utils import logging
 
 from ..objective import EnumeratedReward, FairnessReward
 from ..questions import check_questions, trainable_groups
-from ..questions import neutral_texts as package_texts
-from ..scoring import first_tokens
 from ..tuner import get_steering_strength, set_steering_strength, steering_strength
 from .adapter import (
     PairSteps,
@@ -32,7 +30,7 @@ from .adapter import (
 from .callback import STATE_KEY, DSOCallback
 from .checkpoints import checkpoint_to_resume
 from .config import DSOTrainerConfig
-from .data import QuestionRows, all_rows, as_rows, eval_rows
+from .data import QuestionRows, all_rows, as_rows, check_reward, eval_rows, neutral_tokens
 from .sampler import OccupationSampler
 from .scorer import Scorer
 from .steps import SteppingTrainer
@@ -84,6 +82,7 @@ class DSOTrainer(SteppingTrainer):
             The other arguments of `RLOOTrainer`.
 
     Raises:
+        TypeError: the data is no list of rows, or the neutral texts are one text.
         ValueError: the data is wrong, the adapter is not a trainable DSO adapter, or a setting does not fit.
     """
 
@@ -133,12 +132,14 @@ class DSOTrainer(SteppingTrainer):
             self.processing_class, self.accelerator, bool(args.bf16 or args.fp16), args.chat_template_kwargs
         )
         self.scorer.check(self._dso_model, [*open_rows, *self.retain_rows, *all_rows(evaluated)])
-        self.neutral = self._neutral(neutral_texts)
+        counted = args.neutral_coef > 0 and args.rollouts == "enumerate"
+        self.neutral = neutral_tokens(self.processing_class, neutral_texts, args.neutral_tokens) if counted else []
         self.neutral_weight = args.neutral_coef
         self.usual_least = 0.0
         self.pairs = PairSteps(adapter_layers(self._dso_model), args.l1_coef, args.l1_until)
         self._micro_step = 0  # batches since the last optimizer step; TRL's own count starts anew after a resume
         self._noted = []
+        self._spent = {}
         self._evaluated = []
         self._callback = DSOCallback(self)
         self.add_callback(self._callback)
@@ -173,15 +174,8 @@ class DSOTrainer(SteppingTrainer):
         given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         # None if other rewards were given; Any because enumeration always has it.
         self.fairness_reward: Any = next((f for f in given if isinstance(f, FairnessReward)), None)
+        check_reward(self.fairness_reward, self.groups, args.warm_start)
         return reward_funcs
-
-    def _neutral(self, texts: Optional[Sequence[str]]) -> list[tuple[int, ...]]:
-        """The tokens of the neutral texts, none where they do not count."""
-        if not self.args.neutral_coef or self.args.rollouts != "enumerate":
-            return []
-        most = self.args.neutral_tokens
-        found = [first_tokens(self.processing_class, text, most) for text in texts or package_texts("train")]
-        return [tokens for tokens in found if len(tokens) > 1]
 
     # --- data --------------------------------------------------------------------------------------------------------
 
@@ -260,18 +254,15 @@ class DSOTrainer(SteppingTrainer):
             for reward, kept in zip(rewards, before, strict=True):
                 reward.counts, reward.due, reward.latest = kept
 
-    def counting_rewards(self) -> list[FairnessReward]:
-        """All rewards whose counts matter: the one that pays sampled answers, or one per temperature."""
-        if self.args.rollouts == "enumerate":
-            return self.enumerated.counts
-        return [] if self.fairness_reward is None else [self.fairness_reward]
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mode = "train" if self.model.training else "eval"
         if "kl" in self._metrics[mode]:
             # TRL's is a log-ratio of sampled tokens, which can be negative: not the exact KL that enumeration logs.
-            self._metrics[mode]["sampled_kl"] += self._metrics[mode].pop("kl")
+            sampled = self._metrics[mode].pop("kl")
+            self._metrics[mode]["sampled_kl"] += sampled
+            if mode == "train":
+                self._spent.setdefault("sampled_kl", []).extend(sampled)
         self._log_bias(mode)
         return output
 
