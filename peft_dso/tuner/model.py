@@ -21,7 +21,8 @@ from .devices import check_hooks, execution_device
 from .files import Taken, pair_vectors, vectors_sha256
 from .layer import DSOLayer
 from .loading import check_fits, check_whole
-from .sites import check_fingerprint, default_site_names, find_sites, fingerprint, is_target, rows_of, site_table
+from .sites import check_fingerprint, default_site_names, find_sites, fingerprint, rows_of, site_table
+from .targets import is_target
 from .units import shift_unit
 
 

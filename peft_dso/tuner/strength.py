@@ -11,7 +11,7 @@ from torch import nn
 
 from .affine import DSOAffine
 from .layer import DSOLayer
-from .sites import pattern_matches
+from .targets import pattern_matches
 
 
 Value = Union[float, Sequence[float], torch.Tensor]
