@@ -21,6 +21,7 @@ from .devices import check_hooks, execution_device
 from .files import Taken, pair_vectors, vectors_sha256
 from .layer import DSOLayer
 from .loading import check_fits, check_whole
+from .mergeable import check_merge
 from .sites import check_fingerprint, default_site_names, find_sites, fingerprint, rows_of, site_table
 from .targets import is_target
 from .units import shift_unit
@@ -172,17 +173,6 @@ class DSOModel(BaseTuner):
 
     # --- merging -----------------------------------------------------------------------------------------------------
 
-    def _check_foldable(self, adapter_names: Optional[list[str]]) -> None:
-        """Try every site before the first one is changed, so that a refusal leaves the model whole."""
-        for name, layer in self.model.named_modules():
-            if isinstance(layer, DSOLayer):
-                names = layer._mergeable(adapter_names)
-                if names:
-                    try:
-                        layer.folded_weights(layer.merged_adapters + names)
-                    except ValueError as error:
-                        raise ValueError(f"Cannot merge into {name!r}: {error}") from None
-
     def merge_adapter(self, adapter_names: Optional[list[str]] = None, safe_merge: bool = False) -> None:
         """
         Merge at the current strength. Exact where the norm has a bias (LayerNorm); for an RMSNorm only slopes can be
@@ -195,7 +185,7 @@ class DSOModel(BaseTuner):
         Raises:
             ValueError: a site cannot take the steering; the model is unchanged then.
         """
-        self._check_foldable(adapter_names)
+        check_merge(self.model, adapter_names)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
     def _unload_and_optionally_merge(
@@ -206,7 +196,7 @@ class DSOModel(BaseTuner):
         adapter_names: Optional[list[str]] = None,
     ) -> nn.Module:
         if merge:
-            self._check_foldable(adapter_names)
+            check_merge(self.model, adapter_names)
         else:  # what is merged is not the base model
             for module in self.model.modules():
                 if isinstance(module, DSOLayer):
