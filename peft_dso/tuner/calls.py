@@ -18,6 +18,7 @@ from .strength import borrowed_turn, steering_strength
 
 
 KEYWORD = "steering_strength"
+REFUSAL = "dso_keyword_refusal"  # the attribute of the base model that holds the handle of its hook
 
 
 @contextmanager
@@ -98,7 +99,45 @@ def _dropping(method: Any) -> Any:
         kwargs.pop(KEYWORD, None)
         return method(*args, **kwargs)
 
+    called.drops_keyword = True  # type: ignore[attr-defined]
     return called
+
+
+def has_settings(model: nn.Module) -> bool:
+    """Whether a call of the model runs under its settings already, so that its own methods may get the keyword."""
+    return hasattr(model.forward, "drops_keyword")
+
+
+def refuse_keyword(model: nn.Module) -> None:
+    """
+    Let calls of the model itself, which pass by [`call_settings`], refuse a strength: the `**kwargs` of transformers'
+    models would swallow it. Once for each model; [`allow_keyword`] takes it back.
+
+    Args:
+        model (`nn.Module`): the model that the adapters are put into.
+    """
+    if not hasattr(model, REFUSAL):
+        # Kept on the model, which outlives the tuner that transformers' `load_adapter` makes.
+        setattr(model, REFUSAL, model.register_forward_pre_hook(_refuse, with_kwargs=True))
+
+
+def allow_keyword(model: nn.Module) -> None:
+    """Take back what [`refuse_keyword`] has done."""
+    if hasattr(model, REFUSAL):
+        getattr(model, REFUSAL).remove()
+        delattr(model, REFUSAL)
+
+
+def _refuse(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    if kwargs.get(KEYWORD) is None or has_settings(model):
+        return
+    layers = (module for module in model.modules() if isinstance(module, DSOLayer))
+    if any(layer.active_affines() and not layer.disable_adapters for layer in layers):
+        raise TypeError(
+            f"steering_strength={kwargs[KEYWORD]!r}: a call of {type(model).__name__} itself takes no strength, and "
+            "would run at the one that is set. Call the PeftModel, or put the call into `with "
+            "peft_dso.steering_strength(model, ...)`."
+        )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import nn
 from . import strength as _strength
 from .affine import Expected
 from .arithmetic import add_weighted, check_sum, prune
-from .calls import call_settings
+from .calls import KEYWORD, allow_keyword, call_settings, has_settings, refuse_keyword
 from .config import DSOConfig
 from .devices import check_hooks, execution_device
 from .files import Taken, pair_vectors, vectors_sha256
@@ -115,6 +115,7 @@ class DSOModel(BaseTuner):
         if isinstance(target, DSOLayer):
             target.update_layer(adapter_name, peft_config, strength, self._expected, device)
             return
+        refuse_keyword(self.model)
         rows = rows_of(self.model, current_key)
         layer = DSOLayer(target, adapter_name, peft_config, strength, rows, self._expected, device)
         layer.turn = next((m.turn for m in self.model.modules() if isinstance(m, DSOLayer)), layer.turn)
@@ -165,6 +166,13 @@ class DSOModel(BaseTuner):
         """See [`steering_strength`]: a context manager that restores the strength."""
         return _strength.steering_strength(self.model, strength, adapter_name)
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As in PEFT; `steering_strength=` is the strength of this call, as in [`~peft.PeftModel`]'s."""
+        if KEYWORD not in kwargs or has_settings(self.model):
+            return super().forward(*args, **kwargs)
+        with call_settings(self.model, self.peft_config, (), {KEYWORD: kwargs[KEYWORD]}):
+            return super().forward(*args, **kwargs)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """What `PeftModel` runs `forward` and `generate` in: see [`~calls.call_settings`]."""
@@ -201,9 +209,11 @@ class DSOModel(BaseTuner):
             for module in self.model.modules():
                 if isinstance(module, DSOLayer):
                     module.unmerge()
-        return super()._unload_and_optionally_merge(
+        base = super()._unload_and_optionally_merge(
             merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
         )
+        allow_keyword(self.model)
+        return base
 
     # --- adapters made from adapters ---------------------------------------------------------------------------------
 
