@@ -8,6 +8,7 @@ import torch
 from models import build, randomize
 from peft import LoraConfig, get_peft_model
 from steered import ids, run
+from transformers import GenerationConfig
 
 from peft_dso import DSOConfig, DSOLayer, steering_strength
 
@@ -190,3 +191,32 @@ def test_the_base_model_is_traced_and_exported_as_before():
     compiled = torch.compile(own, backend="eager", fullgraph=True)
     for found in (traced, exported, compiled):
         torch.testing.assert_close(found(x), expected)
+
+
+@pytest.mark.parametrize("own", [{"num_beams": 2}, {"num_beams": 2, "num_return_sequences": 2}, {}])
+@pytest.mark.parametrize("given", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "num_beams": 2}])
+@torch.no_grad()
+def test_beams_of_the_model_and_of_the_given_config(own, given):
+    """transformers fills in from the model's generation config what the given one leaves open."""
+    model, x = steered(), ids()
+    model.generation_config.update(**own)
+    config = GenerationConfig(**GENERATION, **given)
+    options = {"attention_mask": torch.ones(3, 5, dtype=torch.long), "generation_config": config}
+    together = model.generate(input_ids=x, steering_strength=[0.0, 0.6, 3.0], **options)
+    model.set_steering_strength([0.0, 0.6, 3.0])
+    assert torch.equal(together, model.generate(input_ids=x, **options))
+    k = len(together) // 3
+    for i, strength in enumerate((0.0, 0.6, 3.0)):
+        options["attention_mask"] = torch.ones(1, 5, dtype=torch.long)
+        model.set_steering_strength(strength)
+        assert torch.equal(together[i * k : (i + 1) * k], model.generate(input_ids=x[i : i + 1], **options))
+
+
+@torch.no_grad()
+def test_only_generate_repeats_rows():
+    model, x = steered(), ids(6)
+    model.generation_config.num_beams = 2
+    for call in (lambda: run(model, x, steering_strength=[0.0, 0.5, 1.0]), lambda: run(model, x)):
+        with pytest.raises(ValueError, match="set for 3 rows and the batch has 6"):
+            call()
+        model.set_steering_strength([0.0, 0.5, 1.0])

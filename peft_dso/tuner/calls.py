@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Optional
 
 import torch
@@ -42,7 +42,7 @@ def call_settings(
         TypeError, ValueError: as [`set_steering_strength`]; or the two cannot be had here.
     """
     adapter_names: Optional[list[str]] = kwargs.get("adapter_names")
-    strength, repeats = kwargs.get(KEYWORD), _sequences_per_row(model, args, kwargs)
+    strength = kwargs.get(KEYWORD)
     layers = [module for module in model.modules() if isinstance(module, DSOLayer)]
     if adapter_names is not None:
         _check_adapter_names(model, adapters, adapter_names, layers)
@@ -53,12 +53,11 @@ def call_settings(
             _check_recomputation(model)
             for name in _steered(adapter_names):
                 stack.enter_context(steering_strength(model, strength, name))
-        if KEYWORD in kwargs:
-            stack.enter_context(_without_keyword(model))
         if adapter_names is not None:
             stack.enter_context(_adapter_per_row(layers, adapter_names))
-        if repeats != 1:
-            stack.enter_context(_repeated_rows(layers, repeats))
+        repeats = _sequences_per_row(model, args, kwargs)
+        if KEYWORD in kwargs or repeats != 1:
+            stack.enter_context(_own_methods(model, layers, repeats))
         yield
 
 
@@ -78,11 +77,18 @@ def _check_recomputation(model: nn.Module) -> None:
 
 
 @contextmanager
-def _without_keyword(model: Any) -> Iterator[None]:
-    """Keep the strength away from the model's own methods, which do not know it (as PEFT keeps `adapter_names`)."""
-    saved = {name: model.__dict__.get(name) for name in ("forward", "generate") if hasattr(model, name)}
+def _own_methods(model: Any, layers: Sequence[DSOLayer], repeats: int) -> Iterator[None]:
+    """
+    Keep the strength away from the model's own methods, which do not know it (as PEFT keeps `adapter_names`), and let
+    rows be repeated where the model writes, and nowhere else.
+    """
+    contexts: dict[str, Callable[[], AbstractContextManager[None]]] = {
+        "forward": nullcontext,
+        "generate": lambda: _repeated_rows(layers, repeats),
+    }
+    saved = {name: model.__dict__.get(name) for name in contexts if hasattr(model, name)}
     for name in saved:
-        setattr(model, name, _dropping(getattr(model, name)))
+        setattr(model, name, _dropping(getattr(model, name), contexts[name]))
     try:
         yield
     finally:
@@ -93,11 +99,12 @@ def _without_keyword(model: Any) -> Iterator[None]:
                 setattr(model, name, own)
 
 
-def _dropping(method: Any) -> Any:
+def _dropping(method: Any, context: Callable[[], AbstractContextManager[None]]) -> Any:
     @functools.wraps(method)
     def called(*args: Any, **kwargs: Any) -> Any:
         kwargs.pop(KEYWORD, None)
-        return method(*args, **kwargs)
+        with context():
+            return method(*args, **kwargs)
 
     called.drops_keyword = True  # type: ignore[attr-defined]
     return called
@@ -195,11 +202,14 @@ def _check_adapter_names(
 
 
 def _sequences_per_row(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """How often `generate` repeats each row, from its arguments or the model's generation config."""
-    given = next((value for value in args if isinstance(value, GenerationConfig)), None)
-    config = kwargs.get("generation_config") or given or getattr(model, "generation_config", None)
-    values = (
-        kwargs[key] if kwargs.get(key) is not None else getattr(config, key, None)
-        for key in ("num_beams", "num_return_sequences")
-    )
-    return max(int(value or 1) for value in values)
+    """
+    How often `generate` repeats each row: each number is that of its arguments, or else of the given generation
+    config, or else of the model's (as `GenerationMixin._prepare_generation_config` fills them in).
+    """
+    given = [value for value in (*args, kwargs.get("generation_config")) if isinstance(value, GenerationConfig)]
+    configs = [*given, getattr(model, "generation_config", None)]
+    counts = []
+    for key in ("num_beams", "num_return_sequences"):
+        values = [kwargs.get(key), *(getattr(config, key, None) for config in configs)]
+        counts.append(next((int(value) for value in values if value is not None), 1))
+    return max(counts)
