@@ -6,9 +6,11 @@ from models import TEXT_MODELS, VISION_MODELS, build
 from peft import get_peft_model
 from torch import nn
 from transformers import NanoChatConfig, NanoChatForCausalLM
+from transformers.integrations.bitnet import BitLinear
 
 from peft_dso import DSOConfig, find_sites
 from peft_dso.tuner import is_norm
+from peft_dso.tuner.sites import fingerprint
 
 
 NOT_BLOCK = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "final", "model.norm", "ln_f", "vision", "visual")
@@ -38,6 +40,39 @@ def test_vision_language_models(name):
     others = [n for n, m in model.named_modules() if is_norm(m) and ("vision" in n or "visual" in n)]
     assert others
     assert [s.name for s in find_sites(model, DSOConfig(target_modules=[others[0]]))] == [others[0]]
+
+
+class Packed(nn.Module):
+    """A quantised linear layer as GPTQ and EETQ have them: a matrix of integers under one of two names."""
+
+    def __init__(self, name, **widths):
+        super().__init__()
+        self.register_buffer(name, torch.zeros(16, 2, dtype=torch.int32))
+        vars(self).update(widths)
+
+
+@pytest.mark.parametrize(
+    "linear",
+    [
+        lambda i, o: BitLinear(i, o, False),
+        lambda i, o: BitLinear(i, o, False, use_rms_norm=True),
+        lambda i, o: Packed("qweight"),
+        lambda i, o: Packed("weight"),
+        lambda i, o: Packed("W_q", in_features=i, out_features=o),
+        lambda i, o: Packed("W_q", infeatures=i, outfeatures=o),
+    ],
+    ids=["bitnet", "bitnet_norm", "qweight", "weight", "in_features", "infeatures"],
+)
+@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+def test_a_quantised_model_has_the_sites_of_the_model(name, linear):
+    """Its linear layers are no nn.Linear: query and key norms stand beside them all the same."""
+    model = build(name)
+    expected, before = [site.name for site in find_sites(model)], fingerprint(model)
+    for n, module in list(model.model.named_modules()):
+        if isinstance(module, nn.Linear):
+            parent, _, last = n.rpartition(".")
+            setattr(model.model.get_submodule(parent), last, linear(module.in_features, module.out_features))
+    assert [site.name for site in find_sites(model)] == expected and fingerprint(model) == before
 
 
 def names(model, **config):

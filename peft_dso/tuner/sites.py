@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 import regex
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from .config import DSOConfig
 from .norms import is_norm, norm_width, without_width
 from .targets import is_target
+
+
+# What linear layers of all kinds call the numbers of their inputs and outputs.
+WIDTHS = (("in_features", "out_features"), ("infeatures", "outfeatures"))
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,24 @@ def _is_block_norm(model: nn.Module, name: str) -> bool:
         return True
     if rest and isinstance(rest[0], (nn.ModuleList, nn.Sequential)):
         return True
-    projections = sum(
-        isinstance(child.get_base_layer() if isinstance(child, BaseTunerLayer) else child, (nn.Linear, Conv1D))
-        for child in parent.children()
-    )
-    return projections < 2 and any(isinstance(module, nn.ModuleList) for module in rest)
+    if _is_projection(parent) or sum(map(_is_projection, parent.children())) > 1:
+        return False
+    return any(isinstance(module, nn.ModuleList) for module in rest)
+
+
+def _is_projection(module: nn.Module) -> bool:
+    """
+    Whether a module is a linear layer, one of a quantised model included: those are classes of their own, which say
+    how wide they are (BitNet, AWQ, HQQ) or hold a matrix (EETQ, GPTQ).
+    """
+    if isinstance(module, BaseTunerLayer):
+        module = module.get_base_layer()
+    if is_norm(module) or not all(map(is_norm, module.children())):  # BitNet's may hold a norm
+        return False
+    if any(hasattr(module, i) and hasattr(module, o) for i, o in WIDTHS):
+        return True
+    matrices = (getattr(module, name, None) for name in ("weight", "qweight"))
+    return any(isinstance(matrix, torch.Tensor) and matrix.dim() == 2 for matrix in matrices)
 
 
 def all_norms(model: nn.Module) -> dict[str, nn.Module]:
