@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from ..tuner import DSOLayer
 from ..tuner.devices import check_present, execution_device
-from ..tuner.merging import fold_into_norm
+from ..tuner.merging import check_unshared, fold_into_norm
 from ..tuner.strength import dso_layers
 
 
@@ -69,8 +69,8 @@ def fold_strength(model: nn.Module, drop_shift: bool = False) -> Folded:
         `Folded`: the copy, on the model's device and in its dtype, and what was left out.
 
     Raises:
-        ValueError: a shift has no home, the strength is set per row, an adapter is merged, a weight is offloaded, or
-            the model is quantised or has adapters of another kind.
+        ValueError: a shift has no home, the strength is set per row, an adapter is merged, a weight is offloaded or
+            tied to another module's, or the model is quantised or has adapters of another kind.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     layers = dso_layers(base)
@@ -79,6 +79,7 @@ def fold_strength(model: nn.Module, drop_shift: bool = False) -> Folded:
     for name, layer in layers.items():
         if layer.merged_adapters:
             raise ValueError(f"An adapter is merged into {name!r}. Call unmerge_adapter() first.")
+    check_unshared(base, {name: layer.get_base_layer() for name, layer in layers.items()})
     wanted = {name: _effect(layer) for name, layer in layers.items()}
     homes = {name: _home(base, name, layer) for name, layer in layers.items()}
     homeless = [name for name, (_, shift) in wanted.items() if shift.any() and not homes[name]]

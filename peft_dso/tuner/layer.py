@@ -162,10 +162,8 @@ class DSOLayer(nn.Module, BaseTunerLayer):
 
     def _plain_output(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """What the norm gives without what is merged into it: the other adapters steer that."""
-        norm = self.get_base_layer()
-        path = next(name for name, module in self.base_layer.named_modules() if module is norm)
         kept = {
-            f"{path}.{name}".lstrip("."): original.to(getattr(norm, name))
+            name: original.to(getattr(self.base_layer, name))
             for name, original in zip(("weight", "bias"), self._unmerged or (), strict=True)
             if original is not None
         }
@@ -206,8 +204,14 @@ class DSOLayer(nn.Module, BaseTunerLayer):
             The weight, shape `(d,)`, and the bias, shape `(d,)`, or `None` where the norm has none.
 
         Raises:
-            ValueError: a shift has no bias to go to, a slope no weight, or the norm is not of a known form.
+            ValueError: a shift has no bias to go to, a slope no weight, the norm is not of a known form, or another
+                adapter acts between the norm and the steering.
         """
+        if self.base_layer is not self.get_base_layer():
+            raise ValueError(
+                f"another adapter ({type(self.base_layer).__name__}) acts between the norm and the steering. Merge "
+                "that one before the DSO adapter is added, or keep both unmerged."
+            )
         slope, shift = (
             sum(parts) for parts in zip(*(self.dso_affine[n].folded() for n in adapter_names), strict=True)
         )

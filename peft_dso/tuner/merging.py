@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, Optional
 
 import torch
@@ -50,6 +51,29 @@ def fold_into_norm(
     new_weight = (weight.detach().to(wide) + offset) * (1 + slope) - offset
     new_bias = None if bias is None else bias.detach().to(wide) * (1 + slope) + shift
     return new_weight.to(weight.dtype), None if new_bias is None else new_bias.to(weight.dtype)
+
+
+def check_unshared(model: nn.Module, norms: Mapping[str, nn.Module]) -> None:
+    """
+    Refuse to fold into norms whose parameters another module computes with too: it would be steered as well, or twice.
+
+    Args:
+        model (`nn.Module`): the model.
+        norms (`Mapping[str, nn.Module]`): by the names of their sites.
+
+    Raises:
+        ValueError: there is such a norm.
+    """
+    users: dict[int, set[int]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            users.setdefault(id(parameter), set()).add(id(module))
+    for name, norm in norms.items():
+        if any(len(users[id(parameter)]) > 1 for parameter in norm.parameters(recurse=False)):
+            raise ValueError(
+                f"The weights of {name!r} are those of another module too (tied): nothing can be folded into them. "
+                "Keep the adapter unmerged, or give the norm weights of its own."
+            )
 
 
 def weight_offset(norm: nn.Module) -> float:

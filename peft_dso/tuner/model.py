@@ -14,15 +14,23 @@ from torch import nn
 
 from . import strength as _strength
 from .affine import Expected
-from .arithmetic import add_weighted, check_sum, prune
+from .arithmetic import add_weighted, check_sum, prune, sum_config
 from .calls import KEYWORD, allow_keyword, call_settings, has_settings, refuse_keyword
 from .config import DSOConfig
 from .devices import check_hooks, execution_device
 from .files import Taken, pair_vectors, vectors_sha256
 from .layer import DSOLayer
 from .loading import check_fits, check_whole
-from .mergeable import check_merge
-from .sites import check_fingerprint, default_site_names, find_sites, fingerprint, rows_of, site_table
+from .mergeable import check_merge, check_unload
+from .sites import (
+    check_fingerprint,
+    check_places,
+    default_site_names,
+    find_sites,
+    fingerprint,
+    rows_of,
+    site_table,
+)
 from .targets import is_target
 from .units import shift_unit
 
@@ -75,6 +83,7 @@ class DSOModel(BaseTuner):
         if expected is not None:
             check_fingerprint(found, expected, peft_config.base_model_name_or_path)
         sites = find_sites(self.model, peft_config)  # raises before anything is changed
+        check_places(self.model, [site.name for site in sites])
         check_hooks(self.model, [site.name for site in sites])
         # A fingerprint comes with a saved config, whose vectors must follow (see Expected).
         self._expected = Expected(peft_config.vectors_sha256) if expected and peft_config.inference_mode else None
@@ -82,9 +91,7 @@ class DSOModel(BaseTuner):
         if peft_config.target_modules is None:
             peft_config.target_modules = default_site_names(self.model)  # type: ignore[assignment]  # a set, as in PEFT
         if isinstance(peft_config.steering_strength, dict):
-            for pattern in peft_config.steering_strength:
-                if not any(_strength.pattern_value({pattern: True}, site.name) for site in sites):
-                    raise ValueError(f"steering_strength: the pattern {pattern!r} matches none of the sites.")
+            _strength.check_patterns(peft_config.steering_strength, [site.name for site in sites])
         return peft_config
 
     def _check_tied_modules(self, model: nn.Module, peft_config: DSOConfig) -> None:
@@ -191,7 +198,7 @@ class DSOModel(BaseTuner):
             safe_merge (`bool`, defaults to `False`): refuse results that are not finite.
 
         Raises:
-            ValueError: a site cannot take the steering; the model is unchanged then.
+            ValueError: there is no such adapter, or a site cannot take the steering; the model is unchanged then.
         """
         check_merge(self.model, adapter_names)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
@@ -203,12 +210,12 @@ class DSOModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: Optional[list[str]] = None,
     ) -> nn.Module:
+        check_unload(self.model)
         if merge:
             check_merge(self.model, adapter_names)
         else:  # what is merged is not the base model
-            for module in self.model.modules():
-                if isinstance(module, DSOLayer):
-                    module.unmerge()
+            for layer in _strength.dso_layers(self.model).values():
+                layer.unmerge()
         base = super()._unload_and_optionally_merge(
             merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
         )
@@ -233,14 +240,7 @@ class DSOModel(BaseTuner):
         check_sum(self.peft_config, adapters, weights, adapter_name)
         layers = _strength.dso_layers(self.model)
         sites = [site for site, layer in layers.items() if any(name in layer.dso_affine for name in adapters)]
-        configs = [self.peft_config[name] for name in adapters]
-        self.peft_config[adapter_name] = DSOConfig(
-            task_type=configs[0].task_type,
-            base_model_name_or_path=configs[0].base_model_name_or_path,
-            target_modules=sites,
-            learn_slope=any(config.learn_slope for config in configs),
-            learn_shift=any(config.learn_shift for config in configs),
-        )
+        self.peft_config[adapter_name] = sum_config([self.peft_config[name] for name in adapters], sites)
         try:
             self.inject_adapter(self.model, adapter_name)
         except Exception:  # such as a name that torch cannot give a module

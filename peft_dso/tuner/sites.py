@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -182,6 +182,32 @@ def find_sites(model: nn.Module, config: Optional[DSOConfig] = None) -> list[Sit
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         sites.append(Site(name, type(base).__name__, norm_width(base) or 0))
     return sites
+
+
+def check_places(model: nn.Module, names: Collection[str]) -> None:
+    """
+    Refuse sites that stand in two places: only the first of them would be steered. A norm of a block that is itself
+    used twice (Zamba) is in one place.
+
+    Args:
+        model (`nn.Module`): the model.
+        names (`Collection[str]`): of the sites.
+
+    Raises:
+        ValueError: there is such a site.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    places: dict[int, dict[tuple[int, str], str]] = {id(modules[name]): {} for name in names}
+    for name, module in modules.items():
+        if id(module) in places:
+            parent, _, last = name.rpartition(".")
+            places[id(module)].setdefault((id(modules[parent]), last), name)
+    for found in places.values():
+        if len(found) > 1:
+            raise ValueError(
+                f"{' and '.join(found.values())} are one and the same norm, of which only the first would be steered. "
+                "Give each its own copy (copy.deepcopy), or leave it out with exclude_modules."
+            )
 
 
 def _listing(norms: dict[str, nn.Module], most: int = 12) -> str:

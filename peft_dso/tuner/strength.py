@@ -80,6 +80,18 @@ def pattern_value(patterns: Mapping[str, Any], site: str) -> Any:
     return None
 
 
+def check_patterns(patterns: Iterable[str], sites: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: a pattern (see [`pattern_value`]) matches none of the sites.
+    """
+    for pattern in patterns:
+        if not any(pattern_value({pattern: True}, site) for site in sites):
+            raise ValueError(
+                f"steering_strength: the pattern {pattern!r} matches none of the sites, such as {sites[0]!r}."
+            )
+
+
 def set_steering_strength(model: nn.Module, strength: Strength, adapter_name: Optional[str] = None) -> None:
     """
     Set the strength w of h' = h + w (a * h + b), from now on. 0 is the base model, 1 what was trained; values outside
@@ -106,11 +118,7 @@ def set_steering_strength(model: nn.Module, strength: Strength, adapter_name: Op
     if isinstance(strength, Mapping):
         tensors = {pattern: _as_tensor(value) for pattern, value in strength.items()}
         wanted = {key: pattern_value(tensors, key[0]) for key in chosen}
-        for pattern in tensors:
-            if not any(pattern_value({pattern: True}, site) for site, _ in chosen):
-                raise ValueError(
-                    f"The pattern {pattern!r} matches none of the sites, such as {next(iter(chosen))[0]!r}."
-                )
+        check_patterns(tensors, [site for site, _ in chosen])
     else:
         tensor = _as_tensor(strength)
         wanted = dict.fromkeys(chosen, tensor)
