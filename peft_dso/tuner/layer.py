@@ -121,6 +121,13 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         if self._trainable is not None:
             self._trainable = self._trainability()
 
+    def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
+        """Freeze adapters or let them be trained; what is set while the steering is off holds when it is on again."""
+        super().set_requires_grad(adapter_names, requires_grad=requires_grad)
+        if self._trainable is not None:
+            names = {adapter_names} if isinstance(adapter_names, str) else set(adapter_names)
+            self._trainable.update(dict.fromkeys(names & self.dso_affine.keys(), requires_grad))
+
     def _trainability(self) -> dict[str, bool]:
         return {name: any(p.requires_grad for p in affine.parameters()) for name, affine in self.dso_affine.items()}
 
