@@ -146,6 +146,9 @@ def test_what_is_a_norm():
     [
         {"steering_strength": float("nan")},
         {"steering_strength": float("inf")},
+        {"steering_strength": 1e39},  # infinite as float32
+        {"steering_strength": -(10**400)},
+        {"steering_strength": {"layers.0": 10**400}},
         {"steering_strength": "much"},
         {"steering_strength": {"layers.0": float("nan")}},
         {"learn_slope": False, "learn_shift": False},
@@ -156,6 +159,12 @@ def test_what_is_a_norm():
 def test_config_refuses(wrong):
     with pytest.raises(ValueError):
         DSOConfig(**wrong)
+
+
+def test_config_takes_the_largest_strength():
+    largest = torch.finfo(torch.float32).max
+    assert DSOConfig(steering_strength=-largest).steering_strength == -largest
+    assert get_peft_model(build("llama"), DSOConfig(steering_strength=largest)).get_steering_strength() < float("inf")
 
 
 def test_print_steering_sites(capsys):

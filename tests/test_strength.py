@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from models import TEXT_MODELS, build, randomize
@@ -170,7 +171,9 @@ def test_layer_patterns_match_whole_parts():
         get_peft_model(build("llama"), DSOConfig(steering_strength={"nowhere": 0.5}))
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), [0.1, float("nan")], [], [[0.1]], torch.ones(2, 2)])
+@pytest.mark.parametrize(
+    "wrong", [float("nan"), float("inf"), 1e39, [0.1, float("nan")], [], [[0.1]], torch.ones(2, 2)]
+)
 def test_values_that_are_refused_change_nothing(wrong):
     model = get_peft_model(build("llama"), DSOConfig(steering_strength=0.25))
     with pytest.raises(ValueError):
@@ -180,7 +183,9 @@ def test_values_that_are_refused_change_nothing(wrong):
     assert model.get_steering_strength() == 0.25
 
 
-@pytest.mark.parametrize("wrong", [None, "high", True, object(), ["a"]])
+@pytest.mark.parametrize(
+    "wrong", [None, "high", True, object(), ["a"], np.bool_(True), torch.tensor(True), [True, False], 1 + 2j, 10**400]
+)
 def test_types_that_are_refused(wrong):
     with pytest.raises(TypeError):
         get_peft_model(build("llama"), DSOConfig()).set_steering_strength(wrong)

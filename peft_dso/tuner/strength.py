@@ -52,14 +52,16 @@ def _selected(model: nn.Module, adapter_name: Optional[str]) -> dict[tuple[str, 
 
 def _as_tensor(value: Value) -> torch.Tensor:
     """A number as shape `()`, a sequence or vector as shape `(rows,)`, both float32."""
-    if isinstance(value, (bool, str)):
-        raise TypeError(f"The steering strength must be a number or one number per row, got {value!r}.")
     try:
         # torch.inference_mode would leave a tensor that no later training step may use.
         with torch.inference_mode(False):
-            tensor = torch.as_tensor(value).detach().to(torch.float32, copy=True)
+            given = torch.as_tensor(value)
+            tensor = given.detach().to(torch.float32, copy=True)
+        real = not isinstance(value, (bool, str)) and given.dtype != torch.bool and not given.is_complex()
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"The steering strength must be a number or one number per row, got {value!r}.") from None
+        real = False
+    if not real:
+        raise TypeError(f"The steering strength must be a number or one number per row, got {value!r}.")
     if tensor.dim() > 1 or tensor.numel() == 0:
         raise ValueError(
             f"The steering strength must be a number or one number per row, got shape {tuple(tensor.shape)}."
