@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from models import build, randomize
+import transformers
+from models import TEXT, build, randomize
 from peft import LNTuningConfig, get_peft_model
 from steered import ids, run
 
@@ -72,3 +73,18 @@ def test_a_name_that_is_not_loaded_is_refused():
         with pytest.raises(ValueError, match="no DSO adapter 'typo'. Loaded: a, b"):
             merge(adapter_names=["a", "typo"])
     assert torch.equal(run(model, x), before)
+
+
+@pytest.mark.parametrize("kind", ["LlamaForSequenceClassification", "Qwen2ForTokenClassification"])
+@torch.no_grad()
+def test_what_is_no_causal_model_does_not_become_a_llama_for_causal_models(kind):
+    model_class = getattr(transformers, kind)
+    torch.manual_seed(0)
+    base, x = randomize(model_class(model_class.config_class(**TEXT, num_labels=3)).eval()), ids()
+    model = get_peft_model(copy.deepcopy(base), DSOConfig(init_weights=False)).eval()
+    with pytest.raises(ValueError, match=f"has no home in a stock {kind}.*drop_shift=True"):
+        fold_strength(model)
+    folded = fold_strength(model, drop_shift=True)
+    assert type(folded.model) is model_class and len(folded.dropped) == 4
+    slopes = get_peft_model(base, DSOConfig(init_weights=False, learn_shift=False)).eval()
+    torch.testing.assert_close(run(fold_strength(slopes).model, x), run(slopes, x), rtol=1e-4, atol=1e-5)

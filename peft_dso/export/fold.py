@@ -17,7 +17,7 @@ import torch
 from peft import PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
 from ..tuner import DSOLayer
 from ..tuner.devices import check_present, execution_device
@@ -31,7 +31,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
 }
-AS_LLAMA = ("llama", "qwen2", "mistral")
+AS_LLAMA = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
 # What a LlamaConfig takes over from the others.
 _KEPT = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -133,7 +133,7 @@ def _home(model: Any, name: str, layer: DSOLayer) -> str:
     if getattr(layer.get_base_layer(), "bias", None) is not None:
         return "bias"
     block, _, last = name.rpartition(".")
-    if getattr(model.config, "model_type", None) not in AS_LLAMA or last not in READERS or _slides(model.config):
+    if not isinstance(model, AS_LLAMA) or last not in READERS or _slides(model.config):
         return ""
     return "readers" if block.rpartition(".")[0] == "model.layers" else ""
 
