@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Optional
 
 import torch
@@ -30,7 +31,8 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         strength (`float`): the strength to start with.
         rows (`str`): how the rows of a batch stand in the input: `"first"` (the first dimension), `"flat"` (the first
             dimension too, but two-dimensional inputs are sequences laid end to end, as OPT feeds its second norm),
-            `"second"` (the second, as in XLNet), or `"none"` (a tower's patches; no strength per row is possible).
+            `"second"` (the second, as in XLNet and FSMT), or `"none"` (a tower's patches; no strength per row is
+            possible).
         expected (`Expected`, *optional*): the vectors are about to be loaded.
         device (`torch.device`, *optional*): where a norm computes that has neither weights nor a hook to tell.
 
@@ -135,12 +137,20 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         """The pairs of the active adapters that this site has."""
         return [self.dso_affine[name] for name in self.active_adapters if name in self.dso_affine]
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    @property
+    def eps(self) -> float:
+        """
+        Not a number, equal to no other: the fused path of `nn.TransformerEncoderLayer`, which computes with the
+        weights of its norms and calls none, is taken only where both have the same.
+        """
+        return math.nan
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """
         The steered output of the norm.
 
         Args:
-            x (`torch.Tensor`): input of the norm, shape `(batch, ..., d)`.
+            *args, **kwargs: the norm's own, of which the first is its input, shape `(batch, ..., d)`.
 
         Returns:
             `torch.Tensor`: h + w (a * h + b), of the shape and dtype of the norm's own output h.
@@ -151,12 +161,12 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         if self._disable_adapters:
             if self.merged_adapters:
                 self.unmerge()
-            return self.base_layer(x, *args, **kwargs)
-        h = self.base_layer(x, *args, **kwargs)
+            return self.base_layer(*args, **kwargs)
+        h = self.base_layer(*args, **kwargs)
         affines, plain = self.active_affines(), h
         if self.merged_adapters:
             affines = [a for a in affines if not any(a is self.dso_affine[n] for n in self.merged_adapters)]
-            plain = self._plain_output(x, *args, **kwargs) if affines else h
+            plain = self._plain_output(*args, **kwargs) if affines else h
         steered = h
         for affine in affines:
             strength = affine.strength
@@ -167,14 +177,14 @@ class DSOLayer(nn.Module, BaseTunerLayer):
             steered = torch.addcmul(steered, affine(plain), strength)
         return steered.to(h.dtype)
 
-    def _plain_output(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def _plain_output(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """What the norm gives without what is merged into it: the other adapters steer that."""
         kept = {
             name: original.to(getattr(self.base_layer, name))
             for name, original in zip(("weight", "bias"), self._unmerged or (), strict=True)
             if original is not None
         }
-        return torch.func.functional_call(self.base_layer, kept, (x, *args), kwargs)
+        return torch.func.functional_call(self.base_layer, kept, args, kwargs)
 
     def _per_row(self, strength: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
         """Strengths of shape `(rows,)` laid out against `h`: ones in its shape, but where the rows stand."""

@@ -20,6 +20,9 @@ from .targets import is_target
 # What linear layers of all kinds call the numbers of their inputs and outputs.
 WIDTHS = (("in_features", "out_features"), ("infeatures", "outfeatures"))
 
+# The models of transformers that turn sequences and rows around inside.
+SEQUENCE_FIRST = ("xlnet", "fsmt")
+
 
 @dataclass(frozen=True)
 class Site:
@@ -76,8 +79,9 @@ def rows_of(model: nn.Module, name: str) -> str:
         return "none"
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type is None:
-        return "first"
-    return "second" if model_type == "xlnet" else "flat"
+        attention: Any = getattr(next(_ancestors(model, name)), "self_attn", None)
+        return "second" if getattr(attention, "batch_first", True) is False else "first"  # torch's own blocks say
+    return "second" if model_type in SEQUENCE_FIRST else "flat"
 
 
 def _is_block_norm(model: nn.Module, name: str) -> bool:
