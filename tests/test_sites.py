@@ -7,6 +7,9 @@ from peft import get_peft_model
 from torch import nn
 from transformers import NanoChatConfig, NanoChatForCausalLM
 from transformers.integrations.bitnet import BitLinear
+from transformers.models.convnext.modeling_convnext import ConvNextLayerNorm
+from transformers.models.detr.modeling_detr import DetrFrozenBatchNorm2d
+from transformers.models.squeezebert.modeling_squeezebert import SqueezeBertLayerNorm
 
 from peft_dso import DSOConfig, find_sites
 from peft_dso.tuner import is_norm
@@ -137,8 +140,26 @@ def test_a_norm_that_does_not_say_its_width_is_named():
 
 def test_what_is_a_norm():
     assert is_norm(nn.LayerNorm(4)) and is_norm(nn.RMSNorm(4)) and is_norm(nn.LayerNorm(4, elementwise_affine=False))
-    for other in (nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.Linear(4, 4), nn.InstanceNorm1d(4), nn.LayerNorm((2, 4))):
+    for other in (nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.Linear(4, 4), nn.InstanceNorm1d(4), nn.LayerNorm((2, 4)),
+                  DetrFrozenBatchNorm2d(4)):  # fmt: skip
         assert not is_norm(other)
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [(lambda: ConvNextLayerNorm(8, data_format="channels_first"), (1, 8, 2, 3)),
+     (lambda: SqueezeBertLayerNorm(8), (1, 8, 3))],
+    ids=["convnext", "squeezebert"],
+)  # fmt: skip
+def test_norms_over_another_dimension_are_refused(norm, shape):
+    model = nn.ModuleList([nn.Sequential(nn.LayerNorm(8)), nn.Sequential(norm())])
+    assert model[1](torch.randn(shape)).shape == shape
+    before = [name for name, _ in model.named_modules()]
+    with pytest.raises(ValueError, match=r"'1\.0' \(\w+LayerNorm\) does not normalise the last dimension.*exclude"):
+        get_peft_model(model, DSOConfig())
+    assert [name for name, _ in model.named_modules()] == before
+    get_peft_model(model, DSOConfig(exclude_modules=["1.0"]))
+    get_peft_model(nn.ModuleList([nn.Sequential(ConvNextLayerNorm(8))]), DSOConfig())  # channels last
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
+from .norms import multiplies_plainly
+
 
 def fold_into_norm(
     norm: Any,
@@ -84,10 +86,7 @@ def weight_offset(norm: nn.Module) -> float:
     Raises:
         ValueError: the norm does neither.
     """
-    if isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) and type(norm).forward in (
-        nn.LayerNorm.forward,
-        nn.RMSNorm.forward,
-    ):
+    if multiplies_plainly(norm):
         return 0.0
     probe: Any = copy.deepcopy(norm).float()
     bias = getattr(probe, "bias", None)

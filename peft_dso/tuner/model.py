@@ -24,7 +24,7 @@ from .loading import check_fits, check_whole
 from .mergeable import check_merge, check_unload
 from .sites import (
     check_fingerprint,
-    check_places,
+    check_sites,
     default_site_names,
     find_sites,
     fingerprint,
@@ -83,7 +83,7 @@ class DSOModel(BaseTuner):
         if expected is not None:
             check_fingerprint(found, expected, peft_config.base_model_name_or_path)
         sites = find_sites(self.model, peft_config)  # raises before anything is changed
-        check_places(self.model, [site.name for site in sites])
+        check_sites(self.model, [site.name for site in sites])
         check_hooks(self.model, [site.name for site in sites])
         # A fingerprint comes with a saved config, whose vectors must follow (see Expected).
         self._expected = Expected(peft_config.vectors_sha256) if expected and peft_config.inference_mode else None

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .config import DSOConfig
-from .norms import is_norm, norm_width, without_width
+from .norms import check_axis, is_norm, norm_width, without_width
 from .targets import is_target
 
 
@@ -188,10 +188,10 @@ def find_sites(model: nn.Module, config: Optional[DSOConfig] = None) -> list[Sit
     return sites
 
 
-def check_places(model: nn.Module, names: Collection[str]) -> None:
+def check_sites(model: nn.Module, names: Collection[str]) -> None:
     """
-    Refuse sites that stand in two places: only the first of them would be steered. A norm of a block that is itself
-    used twice (Zamba) is in one place.
+    Refuse sites that stand in two places, of which only the first would be steered (a norm of a block that is itself
+    used twice, as Zamba's, is in one), and norms over another dimension than the last.
 
     Args:
         model (`nn.Module`): the model.
@@ -200,6 +200,9 @@ def check_places(model: nn.Module, names: Collection[str]) -> None:
     Raises:
         ValueError: there is such a site.
     """
+    for name in names:
+        module = model.get_submodule(name)
+        check_axis(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, name)
     modules = dict(model.named_modules(remove_duplicate=False))
     places: dict[int, dict[tuple[int, str], str]] = {id(modules[name]): {} for name in names}
     for name, module in modules.items():
