@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional
@@ -18,9 +17,9 @@ from .arithmetic import add_weighted, check_sum, prune, sum_config
 from .calls import KEYWORD, allow_keyword, call_settings, has_settings, refuse_keyword
 from .config import DSOConfig
 from .devices import check_hooks, execution_device
-from .files import Taken, pair_vectors, vectors_sha256
+from .files import pair_vectors
 from .layer import DSOLayer
-from .loading import check_fits, check_whole
+from .loading import check_fits, check_whole, taken
 from .mergeable import check_merge, check_unload
 from .sites import (
     check_fingerprint,
@@ -277,15 +276,14 @@ class DSOModel(BaseTuner):
     def _get_adapter_state_dict(
         cls, model: nn.Module, config: DSOConfig, adapter_name: str, **kwargs: Any
     ) -> dict[str, torch.Tensor]:
-        """Note which vectors are taken: the configuration that is saved with them holds their sha256."""
+        """Note which vectors are [`taken`]: the configuration that is saved with them holds their sha256."""
         tensors: dict[str, torch.Tensor] = super()._get_adapter_state_dict(
             model=model, config=config, adapter_name=adapter_name, **kwargs
         )
         vectors = pair_vectors(tensors)
         if kwargs["state_dict"]:  # some processes have no tensors at all
             check_whole(model, adapter_name, len(vectors), kwargs["unwanted_adapter_names"])
-        if vectors and all(type(tensor.data) is torch.Tensor and not tensor.is_meta for _, tensor in vectors):
-            config.__dict__["_taken"] = Taken(vectors_sha256(vectors), time.time())
+        config.__dict__["_taken"] = taken(model, adapter_name, vectors, copied=bool(kwargs["state_dict"]))
         return tensors
 
     @classmethod
