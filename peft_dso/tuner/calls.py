@@ -71,7 +71,7 @@ def _steered(adapter_names: Optional[list[str]]) -> list[Optional[str]]:
 
 def _check_recomputation(model: nn.Module) -> None:
     trained = torch.is_grad_enabled() and any(module.training for module in model.modules())
-    if trained and getattr(model, "is_gradient_checkpointing", False):
+    if trained and getattr(model, "is_activation_checkpointing", False):
         raise ValueError(RECOMPUTED)
 
 
