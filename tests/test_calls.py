@@ -8,8 +8,9 @@ import torch
 from models import build, randomize
 from peft import LoraConfig, get_peft_model
 from steered import ids, run
+from transformers import GenerationConfig
 
-from peft_dso import DSOConfig, DSOLayer
+from peft_dso import DSOConfig, DSOLayer, steering_strength
 
 
 GENERATION = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -140,3 +141,82 @@ def test_others_are_not_affected():
     model.merge_adapter(adapter_names=[])
     with model.disable_adapter(), pytest.raises(ValueError, match="steering_strength"):
         model.generate(input_ids=ids(), steering_strength=0.5, **GENERATION)
+
+
+@torch.no_grad()
+def test_calls_that_do_not_pass_through_the_peft_model():
+    model, x, base = steered(), ids(), randomize(build("llama"))
+    plain, before = run(base, x), run(model, x)
+    for strength, rows in ((0.0, 3), ([0.0, 0.5, 1.0], 1)):
+        found = run(model.base_model, x, steering_strength=strength)
+        assert torch.equal(found[:rows], plain[:rows])
+        assert torch.equal(found, run(model, x, steering_strength=strength))
+    assert untouched(model) and torch.equal(run(model, x), before)
+    base.add_adapter(DSOConfig(init_weights=False))
+    base.add_adapter(DSOConfig(init_weights=False), "second")
+    for own in (model.get_base_model(), base, copy.deepcopy(base), pickle.loads(pickle.dumps(base))):
+        with pytest.raises(TypeError, match=r"steering_strength=0\.0: .*LlamaForCausalLM itself.*Call the PeftModel"):
+            run(own, x, steering_strength=0.0)
+        run(own, x, steering_strength=None)
+        with steering_strength(own, 0.0):
+            assert torch.equal(run(own, x), plain)
+
+
+@torch.no_grad()
+def test_what_no_longer_steers_takes_the_keyword_as_the_base_does():
+    model, x = steered(), ids()
+    with model.disable_adapter():
+        plain = run(model, x)
+        assert torch.equal(run(model, x, steering_strength=0.5), plain)
+    unloaded = model.unload()
+    assert not unloaded._forward_pre_hooks and unloaded.__dict__.keys() == build("llama").__dict__.keys()
+    assert torch.equal(run(unloaded, x, steering_strength=0.5), plain)
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(input_ids=x, use_cache=False).logits
+
+
+@torch.no_grad()
+def test_the_base_model_is_traced_and_exported_as_before():
+    model, x = steered(), ids()
+    expected, own = run(model, x), Logits(model.get_base_model())
+    traced = torch.jit.trace(own, x, check_trace=False)
+    exported = torch.export.export(own, (x,), strict=False).module()
+    compiled = torch.compile(own, backend="eager", fullgraph=True)
+    for found in (traced, exported, compiled):
+        torch.testing.assert_close(found(x), expected)
+
+
+@pytest.mark.parametrize("own", [{"num_beams": 2}, {"num_beams": 2, "num_return_sequences": 2}, {}])
+@pytest.mark.parametrize("given", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "num_beams": 2}])
+@torch.no_grad()
+def test_beams_of_the_model_and_of_the_given_config(own, given):
+    """transformers fills in from the model's generation config what the given one leaves open."""
+    model, x = steered(), ids()
+    model.generation_config.update(**own)
+    config = GenerationConfig(**GENERATION, **given)
+    options = {"attention_mask": torch.ones(3, 5, dtype=torch.long), "generation_config": config}
+    together = model.generate(input_ids=x, steering_strength=[0.0, 0.6, 3.0], **options)
+    model.set_steering_strength([0.0, 0.6, 3.0])
+    assert torch.equal(together, model.generate(input_ids=x, **options))
+    k = len(together) // 3
+    for i, strength in enumerate((0.0, 0.6, 3.0)):
+        options["attention_mask"] = torch.ones(1, 5, dtype=torch.long)
+        model.set_steering_strength(strength)
+        assert torch.equal(together[i * k : (i + 1) * k], model.generate(input_ids=x[i : i + 1], **options))
+
+
+@torch.no_grad()
+def test_only_generate_repeats_rows():
+    model, x = steered(), ids(6)
+    model.generation_config.num_beams = 2
+    for call in (lambda: run(model, x, steering_strength=[0.0, 0.5, 1.0]), lambda: run(model, x)):
+        with pytest.raises(ValueError, match="set for 3 rows and the batch has 6"):
+            call()
+        model.set_steering_strength([0.0, 0.5, 1.0])

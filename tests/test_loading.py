@@ -78,6 +78,40 @@ def test_loaders_that_do_not_say_which_file_they_read_notice_it_too(folder):
         read_adapter(folder)
 
 
+@torch.no_grad()
+def test_a_model_that_is_compiled_at_once_notices_it_too(folder):
+    x = torch.arange(3, 8)[None]
+    expected = PeftModel.from_pretrained(build("llama"), folder)(x).logits
+    for changed in (False, True):
+        torch._dynamo.reset()
+        model = build("llama")
+        model.load_adapter(str(folder))
+        compiled = torch.compile(model, backend="eager")
+        if not changed:
+            torch.testing.assert_close(compiled(x).logits, expected)
+            flip(folder)
+            continue
+        for _ in range(2):
+            with pytest.raises(ValueError, match="vectors_sha256"):
+                compiled(x)
+        with pytest.raises(RuntimeError, match="Run the model once, then export"):
+            torch.export.export(model, (x,), {"use_cache": False}, strict=False)
+
+
+@torch.no_grad()
+def test_a_model_whose_values_are_checked_is_one_graph(folder):
+    x = torch.arange(3, 8)[None]
+    by_transformers = build("llama")
+    by_transformers.load_adapter(str(folder))
+    with pytest.raises(Exception, match="_check_once_uncompiled"):
+        torch.compile(by_transformers, backend="eager", fullgraph=True)(x, use_cache=False)
+    by_transformers(x)
+    for model in (by_transformers, PeftModel.from_pretrained(build("llama"), folder).get_base_model()):
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x, use_cache=False).logits, model(x).logits)
+
+
 def test_an_adapter_may_be_changed_once_it_is_loaded(folder):
     model = PeftModel.from_pretrained(build("llama"), folder)
     model.base_model.prune(0.5)

@@ -83,6 +83,20 @@ def test_what_is_chosen_while_the_steering_is_off_is_trained_afterwards():
     assert not any(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize("names", [["b"], "b"])
+def test_what_is_set_while_the_steering_is_off_holds_afterwards(names):
+    model = steered(adapters=("default", "b"))
+
+    def trainable():
+        return {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad}
+
+    for wanted in (True, False):
+        with model.disable_adapter():
+            model.set_requires_grad("default", not wanted)
+            model.set_requires_grad(names, wanted)
+        assert trainable() == {"b" if wanted else "default"}
+
+
 def test_weighted_sum_is_exact():
     model = steered(adapters=("default", "other"))
     model.base_model.add_weighted_adapter(["default", "other"], [0.7, -0.2], "sum")

@@ -1,11 +1,14 @@
 """What is saved with what: by PEFT, and by transformers' own save_pretrained, which writes the configuration first."""
 
+import copy
 import json
+import pickle
 
 import pytest
 import torch
 from models import build
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
 
 from peft_dso import DSOConfig
 from peft_dso.export import fold_strength
@@ -61,6 +64,21 @@ def test_weights_that_are_written_by_hand_go_with_their_configuration(tmp_path):
     (tmp_path / "two" / "adapter_model.safetensors").replace(tmp_path / "one" / "adapter_model.safetensors")
     model.peft_config["default"].save_pretrained(tmp_path / "one")
     assert read(tmp_path / "one") == {0.5}
+
+
+def test_vectors_that_were_looked_at_before_they_were_trained(tmp_path):
+    """Somebody's own saving: the configuration first, and the vectors as they are by then."""
+    model = get_peft_model(build("llama"), DSOConfig(task_type="CAUSAL_LM"))
+    get_peft_model_state_dict(model)
+    model.to(torch.float64).to(torch.float32)  # the parameters' storage is another one now
+    filled(model, 0.25)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    for one in (model, copied):
+        one.peft_config["default"].save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "adapter_config.json").read_text())["vectors_sha256"]
+        save_file(get_peft_model_state_dict(one), tmp_path / "adapter_model.safetensors")
+        assert read(tmp_path) == {0.25}
+        (tmp_path / "adapter_model.safetensors").unlink()
 
 
 @pytest.mark.parametrize("name", ["slope", "1", "layers"])

@@ -6,9 +6,14 @@ from models import TEXT_MODELS, VISION_MODELS, build
 from peft import get_peft_model
 from torch import nn
 from transformers import NanoChatConfig, NanoChatForCausalLM
+from transformers.integrations.bitnet import BitLinear
+from transformers.models.convnext.modeling_convnext import ConvNextLayerNorm
+from transformers.models.detr.modeling_detr import DetrFrozenBatchNorm2d
+from transformers.models.squeezebert.modeling_squeezebert import SqueezeBertLayerNorm
 
 from peft_dso import DSOConfig, find_sites
 from peft_dso.tuner import is_norm
+from peft_dso.tuner.sites import fingerprint
 
 
 NOT_BLOCK = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "final", "model.norm", "ln_f", "vision", "visual")
@@ -38,6 +43,39 @@ def test_vision_language_models(name):
     others = [n for n, m in model.named_modules() if is_norm(m) and ("vision" in n or "visual" in n)]
     assert others
     assert [s.name for s in find_sites(model, DSOConfig(target_modules=[others[0]]))] == [others[0]]
+
+
+class Packed(nn.Module):
+    """A quantised linear layer as GPTQ and EETQ have them: a matrix of integers under one of two names."""
+
+    def __init__(self, name, **widths):
+        super().__init__()
+        self.register_buffer(name, torch.zeros(16, 2, dtype=torch.int32))
+        vars(self).update(widths)
+
+
+@pytest.mark.parametrize(
+    "linear",
+    [
+        lambda i, o: BitLinear(i, o, False),
+        lambda i, o: BitLinear(i, o, False, use_rms_norm=True),
+        lambda i, o: Packed("qweight"),
+        lambda i, o: Packed("weight"),
+        lambda i, o: Packed("W_q", in_features=i, out_features=o),
+        lambda i, o: Packed("W_q", infeatures=i, outfeatures=o),
+    ],
+    ids=["bitnet", "bitnet_norm", "qweight", "weight", "in_features", "infeatures"],
+)
+@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+def test_a_quantised_model_has_the_sites_of_the_model(name, linear):
+    """Its linear layers are no nn.Linear: query and key norms stand beside them all the same."""
+    model = build(name)
+    expected, before = [site.name for site in find_sites(model)], fingerprint(model)
+    for n, module in list(model.model.named_modules()):
+        if isinstance(module, nn.Linear):
+            parent, _, last = n.rpartition(".")
+            setattr(model.model.get_submodule(parent), last, linear(module.in_features, module.out_features))
+    assert [site.name for site in find_sites(model)] == expected and fingerprint(model) == before
 
 
 def names(model, **config):
@@ -102,8 +140,26 @@ def test_a_norm_that_does_not_say_its_width_is_named():
 
 def test_what_is_a_norm():
     assert is_norm(nn.LayerNorm(4)) and is_norm(nn.RMSNorm(4)) and is_norm(nn.LayerNorm(4, elementwise_affine=False))
-    for other in (nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.Linear(4, 4), nn.InstanceNorm1d(4), nn.LayerNorm((2, 4))):
+    for other in (nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.Linear(4, 4), nn.InstanceNorm1d(4), nn.LayerNorm((2, 4)),
+                  DetrFrozenBatchNorm2d(4)):  # fmt: skip
         assert not is_norm(other)
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [(lambda: ConvNextLayerNorm(8, data_format="channels_first"), (1, 8, 2, 3)),
+     (lambda: SqueezeBertLayerNorm(8), (1, 8, 3))],
+    ids=["convnext", "squeezebert"],
+)  # fmt: skip
+def test_norms_over_another_dimension_are_refused(norm, shape):
+    model = nn.ModuleList([nn.Sequential(nn.LayerNorm(8)), nn.Sequential(norm())])
+    assert model[1](torch.randn(shape)).shape == shape
+    before = [name for name, _ in model.named_modules()]
+    with pytest.raises(ValueError, match=r"'1\.0' \(\w+LayerNorm\) does not normalise the last dimension.*exclude"):
+        get_peft_model(model, DSOConfig())
+    assert [name for name, _ in model.named_modules()] == before
+    get_peft_model(model, DSOConfig(exclude_modules=["1.0"]))
+    get_peft_model(nn.ModuleList([nn.Sequential(ConvNextLayerNorm(8))]), DSOConfig())  # channels last
 
 
 @pytest.mark.parametrize(
@@ -111,6 +167,9 @@ def test_what_is_a_norm():
     [
         {"steering_strength": float("nan")},
         {"steering_strength": float("inf")},
+        {"steering_strength": 1e39},  # infinite as float32
+        {"steering_strength": -(10**400)},
+        {"steering_strength": {"layers.0": 10**400}},
         {"steering_strength": "much"},
         {"steering_strength": {"layers.0": float("nan")}},
         {"learn_slope": False, "learn_shift": False},
@@ -121,6 +180,12 @@ def test_what_is_a_norm():
 def test_config_refuses(wrong):
     with pytest.raises(ValueError):
         DSOConfig(**wrong)
+
+
+def test_config_takes_the_largest_strength():
+    largest = torch.finfo(torch.float32).max
+    assert DSOConfig(steering_strength=-largest).steering_strength == -largest
+    assert get_peft_model(build("llama"), DSOConfig(steering_strength=largest)).get_steering_strength() < float("inf")
 
 
 def test_print_steering_sites(capsys):

@@ -2,11 +2,13 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from models import TEXT_MODELS, build, randomize
 from peft import get_peft_model
 from steered import by_hand, ids, pairs, run
+from transformers import FSMTConfig, FSMTForConditionalGeneration
 
 import peft_dso
 from peft_dso import DSOConfig, DSOLayer
@@ -78,6 +80,44 @@ def test_each_row_is_a_run_of_its_own(name):
     model.set_steering_strength([0.1, 0.2])
     with pytest.raises(ValueError, match="2 rows and the batch has 3"):
         run(model, x)
+
+
+def fsmt():
+    sizes = {f"{part}_{name}": value for part in ("encoder", "decoder")
+             for name, value in (("layers", 2), ("ffn_dim", 32), ("attention_heads", 2))}  # fmt: skip
+    config = FSMTConfig(
+        langs=["en", "de"], src_vocab_size=64, tgt_vocab_size=64, d_model=16, max_position_embeddings=64,
+        use_cache=False, **sizes,
+    )  # fmt: skip
+    return FSMTForConditionalGeneration(config).eval()
+
+
+class Torch(torch.nn.Module):
+    """A model of torch's own blocks."""
+
+    def __init__(self, batch_first):
+        super().__init__()
+        self.batch_first, self.embed = batch_first, torch.nn.Embedding(64, 16)
+        layer = torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=batch_first)
+        self.encoder = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=batch_first)
+
+    def forward(self, x):
+        return self.encoder(self.embed(x)) if self.batch_first else self.encoder(self.embed(x.T)).transpose(0, 1)
+
+
+@pytest.mark.parametrize("make", [fsmt, lambda: Torch(False), lambda: Torch(True)], ids=["fsmt", "torch", "first"])
+@torch.no_grad()
+def test_rows_of_models_that_turn_sequences_and_rows_around(make):
+    """Where a row is as long as the batch is large, a mistake raises no error."""
+    torch.manual_seed(0)
+    model, x = get_peft_model(randomize(make()), DSOConfig(init_weights=False)).eval(), ids(4, 4)
+    call = (lambda x: model(x, decoder_input_ids=x.flip(1)).logits) if make is fsmt else model
+    strengths = [0.0, 0.5, 1.0, 2.0]
+    model.set_steering_strength(strengths)
+    together = call(x)
+    for i, strength in enumerate(strengths):
+        model.set_steering_strength(strength)
+        torch.testing.assert_close(together[i], call(x[i : i + 1])[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_that_is_a_multiple_of_the_rows_is_still_refused():
@@ -170,7 +210,9 @@ def test_layer_patterns_match_whole_parts():
         get_peft_model(build("llama"), DSOConfig(steering_strength={"nowhere": 0.5}))
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), [0.1, float("nan")], [], [[0.1]], torch.ones(2, 2)])
+@pytest.mark.parametrize(
+    "wrong", [float("nan"), float("inf"), 1e39, [0.1, float("nan")], [], [[0.1]], torch.ones(2, 2)]
+)
 def test_values_that_are_refused_change_nothing(wrong):
     model = get_peft_model(build("llama"), DSOConfig(steering_strength=0.25))
     with pytest.raises(ValueError):
@@ -180,10 +222,25 @@ def test_values_that_are_refused_change_nothing(wrong):
     assert model.get_steering_strength() == 0.25
 
 
-@pytest.mark.parametrize("wrong", [None, "high", True, object(), ["a"]])
+@pytest.mark.parametrize(
+    "wrong", [None, "high", True, object(), ["a"], np.bool_(True), torch.tensor(True), [True, False], 1 + 2j, 10**400]
+)
 def test_types_that_are_refused(wrong):
     with pytest.raises(TypeError):
         get_peft_model(build("llama"), DSOConfig()).set_steering_strength(wrong)
+
+
+@torch.no_grad()
+def test_a_norm_may_be_called_by_keyword():
+    layer = DSOLayer(torch.nn.LayerNorm(4), "default", DSOConfig(init_weights=False), strength=0.5)
+    x, pair = torch.randn(2, 3, 4), layer.dso_affine["default"]
+    h = torch.nn.functional.layer_norm(x, (4,))
+    torch.testing.assert_close(layer(input=x), h + 0.5 * (pair.slope * h + pair.shift))
+    layer.merge()
+    layer.update_layer("other", DSOConfig(init_weights=False), strength=2.0)
+    layer.set_adapter(["default", "other"])
+    pairs = [(0.5, pair), (2.0, layer.dso_affine["other"])]
+    torch.testing.assert_close(layer(input=x), h + sum(w * (p.slope * h + p.shift) for w, p in pairs))
 
 
 def test_unknown_adapters_and_plain_models():

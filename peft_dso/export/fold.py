@@ -17,11 +17,11 @@ import torch
 from peft import PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
 from ..tuner import DSOLayer
 from ..tuner.devices import check_present, execution_device
-from ..tuner.merging import fold_into_norm
+from ..tuner.merging import check_unshared, fold_into_norm
 from ..tuner.strength import dso_layers
 
 
@@ -31,7 +31,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
 }
-AS_LLAMA = ("llama", "qwen2", "mistral")
+AS_LLAMA = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
 # What a LlamaConfig takes over from the others.
 _KEPT = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -69,8 +69,8 @@ def fold_strength(model: nn.Module, drop_shift: bool = False) -> Folded:
         `Folded`: the copy, on the model's device and in its dtype, and what was left out.
 
     Raises:
-        ValueError: a shift has no home, the strength is set per row, an adapter is merged, a weight is offloaded, or
-            the model is quantised or has adapters of another kind.
+        ValueError: a shift has no home, the strength is set per row, an adapter is merged, a weight is offloaded or
+            tied to another module's, or the model is quantised or has adapters of another kind.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     layers = dso_layers(base)
@@ -79,6 +79,7 @@ def fold_strength(model: nn.Module, drop_shift: bool = False) -> Folded:
     for name, layer in layers.items():
         if layer.merged_adapters:
             raise ValueError(f"An adapter is merged into {name!r}. Call unmerge_adapter() first.")
+    check_unshared(base, {name: layer.get_base_layer() for name, layer in layers.items()})
     wanted = {name: _effect(layer) for name, layer in layers.items()}
     homes = {name: _home(base, name, layer) for name, layer in layers.items()}
     homeless = [name for name, (_, shift) in wanted.items() if shift.any() and not homes[name]]
@@ -132,7 +133,7 @@ def _home(model: Any, name: str, layer: DSOLayer) -> str:
     if getattr(layer.get_base_layer(), "bias", None) is not None:
         return "bias"
     block, _, last = name.rpartition(".")
-    if getattr(model.config, "model_type", None) not in AS_LLAMA or last not in READERS or _slides(model.config):
+    if not isinstance(model, AS_LLAMA) or last not in READERS or _slides(model.config):
         return ""
     return "readers" if block.rpartition(".")[0] == "model.layers" else ""
 

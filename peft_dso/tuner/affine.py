@@ -118,8 +118,8 @@ class DSOAffine(nn.Module):
 
         A module's call, so that hooks which bring offloaded vectors to the device of `h` run.
         """
-        if self.expected is not None and not torch.compiler.is_compiling() and not h.is_meta:
-            self.expected.check(self)
+        if self.expected is not None and not h.is_meta:
+            _check_once_uncompiled(self)
         if self.shift is None:
             return h * self.slope  # type: ignore[operator]  # one of the two is there
         if self.slope is None:
@@ -156,3 +156,15 @@ class DSOAffine(nn.Module):
 
         super()._apply(move_only, recurse)
         return self
+
+
+@torch.compiler.disable
+def _check_once_uncompiled(affine: DSOAffine) -> None:
+    """
+    The check of [`Expected`], which looks at values. A compiled model leaves its graph for it, on its first use; one
+    that must not (`fullgraph=True`) has to be run once uncompiled.
+    """
+    if torch.compiler.is_compiling():  # within the graph after all: this is torch.export
+        raise RuntimeError("The values of the DSO adapter have not been checked yet. Run the model once, then export.")
+    if affine.expected is not None:
+        affine.expected.check(affine)

@@ -9,6 +9,7 @@ from typing import Any, Optional
 import torch
 
 from .affine import DSOAffine
+from .config import DSOConfig
 
 
 def check_sum(configs: Mapping[str, Any], adapters: Sequence[str], weights: Sequence[float], name: str) -> None:
@@ -32,6 +33,17 @@ def check_sum(configs: Mapping[str, Any], adapters: Sequence[str], weights: Sequ
         raise ValueError(f"weights={weights!r}: give one finite number for each of the {len(adapters)} adapters.")
     if any(configs[adapter].modules_to_save for adapter in adapters):
         raise ValueError("Adapters with modules_to_save cannot be combined: their modules do not add.")
+
+
+def sum_config(configs: Sequence[DSOConfig], sites: list[str]) -> DSOConfig:
+    """The configuration of a weighted sum of adapters, at the sites that one of them has."""
+    return DSOConfig(
+        task_type=configs[0].task_type,
+        base_model_name_or_path=configs[0].base_model_name_or_path,
+        target_modules=sites,
+        learn_slope=any(config.learn_slope for config in configs),
+        learn_shift=any(config.learn_shift for config in configs),
+    )
 
 
 @torch.no_grad()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Optional
 
 import torch
@@ -13,11 +13,12 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import GenerationConfig
 
-from .layer import DSOLayer
+from .layer import RECOMPUTED, DSOLayer
 from .strength import borrowed_turn, steering_strength
 
 
 KEYWORD = "steering_strength"
+REFUSAL = "dso_keyword_refusal"  # the attribute of the base model that holds the handle of its hook
 
 
 @contextmanager
@@ -41,23 +42,23 @@ def call_settings(
         TypeError, ValueError: as [`set_steering_strength`]; or the two cannot be had here.
     """
     adapter_names: Optional[list[str]] = kwargs.get("adapter_names")
-    strength, repeats = kwargs.get(KEYWORD), _sequences_per_row(model, args, kwargs)
+    strength = kwargs.get(KEYWORD)
     layers = [module for module in model.modules() if isinstance(module, DSOLayer)]
     if adapter_names is not None:
         _check_adapter_names(model, adapters, adapter_names, layers)
     with ExitStack() as stack:
+        stack.enter_context(_remembered(layers, strength is not None))
         if KEYWORD in kwargs or adapter_names is not None:
             stack.enter_context(borrowed_turn(layers))
         if strength is not None:
             _check_recomputation(model)
             for name in _steered(adapter_names):
                 stack.enter_context(steering_strength(model, strength, name))
-        if KEYWORD in kwargs:
-            stack.enter_context(_without_keyword(model))
         if adapter_names is not None:
             stack.enter_context(_adapter_per_row(layers, adapter_names))
-        if repeats != 1:
-            stack.enter_context(_repeated_rows(layers, repeats))
+        repeats = _sequences_per_row(model, args, kwargs)
+        if KEYWORD in kwargs or repeats != 1:
+            stack.enter_context(_own_methods(model, layers, repeats))
         yield
 
 
@@ -69,19 +70,38 @@ def _steered(adapter_names: Optional[list[str]]) -> list[Optional[str]]:
 
 
 def _check_recomputation(model: nn.Module) -> None:
-    if model.training and torch.is_grad_enabled() and getattr(model, "is_gradient_checkpointing", False):
-        raise ValueError(
-            "steering_strength: gradient checkpointing runs the blocks again in backward(), when the strength of this "
-            "call is gone. Put the call and backward() into `with peft_dso.steering_strength(model, ...)`."
-        )
+    trained = torch.is_grad_enabled() and any(module.training for module in model.modules())
+    if trained and getattr(model, "is_activation_checkpointing", False):
+        raise ValueError(RECOMPUTED)
 
 
 @contextmanager
-def _without_keyword(model: Any) -> Iterator[None]:
-    """Keep the strength away from the model's own methods, which do not know it (as PEFT keeps `adapter_names`)."""
-    saved = {name: model.__dict__.get(name) for name in ("forward", "generate") if hasattr(model, name)}
+def _remembered(layers: Sequence[DSOLayer], borrowed: bool) -> Iterator[None]:
+    """Note for a later `backward` whether the strength that autograd has seen is gone by then (see [`Turn`])."""
+    turns = {layer.turn for layer in layers}
+    gone = borrowed if torch.is_grad_enabled() else any(turn.strength_is_gone for turn in turns)
+    for turn in turns:
+        turn.strength_is_gone = False
+    try:
+        yield
+    finally:
+        for turn in turns:
+            turn.strength_is_gone = gone
+
+
+@contextmanager
+def _own_methods(model: Any, layers: Sequence[DSOLayer], repeats: int) -> Iterator[None]:
+    """
+    Keep the strength away from the model's own methods, which do not know it (as PEFT keeps `adapter_names`), and let
+    rows be repeated where the model writes, and nowhere else.
+    """
+    contexts: dict[str, Callable[[], AbstractContextManager[None]]] = {
+        "forward": nullcontext,
+        "generate": lambda: _repeated_rows(layers, repeats),
+    }
+    saved = {name: model.__dict__.get(name) for name in contexts if hasattr(model, name)}
     for name in saved:
-        setattr(model, name, _dropping(getattr(model, name)))
+        setattr(model, name, _dropping(getattr(model, name), contexts[name]))
     try:
         yield
     finally:
@@ -92,13 +112,52 @@ def _without_keyword(model: Any) -> Iterator[None]:
                 setattr(model, name, own)
 
 
-def _dropping(method: Any) -> Any:
+def _dropping(method: Any, context: Callable[[], AbstractContextManager[None]]) -> Any:
     @functools.wraps(method)
     def called(*args: Any, **kwargs: Any) -> Any:
         kwargs.pop(KEYWORD, None)
-        return method(*args, **kwargs)
+        with context():
+            return method(*args, **kwargs)
 
+    called.drops_keyword = True  # type: ignore[attr-defined]
     return called
+
+
+def has_settings(model: nn.Module) -> bool:
+    """Whether a call of the model runs under its settings already, so that its own methods may get the keyword."""
+    return hasattr(model.forward, "drops_keyword")
+
+
+def refuse_keyword(model: nn.Module) -> None:
+    """
+    Let calls of the model itself, which pass by [`call_settings`], refuse a strength: the `**kwargs` of transformers'
+    models would swallow it. Once for each model; [`allow_keyword`] takes it back.
+
+    Args:
+        model (`nn.Module`): the model that the adapters are put into.
+    """
+    if not hasattr(model, REFUSAL):
+        # Kept on the model, which outlives the tuner that transformers' `load_adapter` makes.
+        setattr(model, REFUSAL, model.register_forward_pre_hook(_refuse, with_kwargs=True))
+
+
+def allow_keyword(model: nn.Module) -> None:
+    """Take back what [`refuse_keyword`] has done."""
+    if hasattr(model, REFUSAL):
+        getattr(model, REFUSAL).remove()
+        delattr(model, REFUSAL)
+
+
+def _refuse(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    if kwargs.get(KEYWORD) is None or has_settings(model):
+        return
+    layers = (module for module in model.modules() if isinstance(module, DSOLayer))
+    if any(layer.active_affines() and not layer.disable_adapters for layer in layers):
+        raise TypeError(
+            f"steering_strength={kwargs[KEYWORD]!r}: a call of {type(model).__name__} itself takes no strength, and "
+            "would run at the one that is set. Call the PeftModel, or put the call into `with "
+            "peft_dso.steering_strength(model, ...)`."
+        )
 
 
 @contextmanager
@@ -156,11 +215,14 @@ def _check_adapter_names(
 
 
 def _sequences_per_row(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """How often `generate` repeats each row, from its arguments or the model's generation config."""
-    given = next((value for value in args if isinstance(value, GenerationConfig)), None)
-    config = kwargs.get("generation_config") or given or getattr(model, "generation_config", None)
-    values = (
-        kwargs[key] if kwargs.get(key) is not None else getattr(config, key, None)
-        for key in ("num_beams", "num_return_sequences")
-    )
-    return max(int(value or 1) for value in values)
+    """
+    How often `generate` repeats each row: each number is that of its arguments, or else of the given generation
+    config, or else of the model's (as `GenerationMixin._prepare_generation_config` fills them in).
+    """
+    given = [value for value in (*args, kwargs.get("generation_config")) if isinstance(value, GenerationConfig)]
+    configs = [*given, getattr(model, "generation_config", None)]
+    counts = []
+    for key in ("num_beams", "num_return_sequences"):
+        values = [kwargs.get(key), *(getattr(config, key, None) for config in configs)]
+        counts.append(next((int(value) for value in values if value is not None), 1))
+    return max(counts)

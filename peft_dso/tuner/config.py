@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
+import torch
 from peft.config import PeftConfig
 
 from .files import check_weights, introduce, weights_hashes
 from .registration import DSO
+
+
+LARGEST = torch.finfo(torch.float32).max  # a strength is float32
 
 
 @dataclass
@@ -117,8 +120,9 @@ class DSOConfig(PeftConfig):
             self.steering_strength.values() if isinstance(self.steering_strength, dict) else [self.steering_strength]
         )
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"steering_strength must be a finite number, got {value!r}.")
+            # Not math.isfinite, which cannot take every int.
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
+                raise ValueError(f"steering_strength must be a finite number of float32, got {value!r}.")
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """

@@ -63,11 +63,12 @@ class Taken(NamedTuple):
     The vectors that were last taken from a model to be saved.
 
     Args:
-        sha256 (`str`): see [`vectors_sha256`].
+        vectors (`list[tuple[str, torch.Tensor]]`): for [`vectors_sha256`]; where they can be, the parameters
+            themselves, which may be trained on before they are written.
         when (`float`): seconds since the epoch.
     """
 
-    sha256: str
+    vectors: list[tuple[str, torch.Tensor]]
     when: float
 
 
@@ -94,12 +95,13 @@ def weights_hashes(
             "only: delete it and save with safe_serialization=True."
         )
     weights = os.path.join(folder, SAFETENSORS_WEIGHTS_NAME)
+    coming = vectors_sha256(taken.vectors) if taken else None
     if not os.path.isfile(weights):
-        return None, taken.sha256 if taken else None
+        return None, coming
     vectors = pair_vectors(load_file(weights))
     found = vectors_sha256(vectors) if vectors else None
-    if taken and found != taken.sha256 and os.path.getmtime(weights) < taken.when:
-        return None, taken.sha256
+    if taken and found != coming and os.path.getmtime(weights) < taken.when:
+        return None, coming
     return file_sha256(weights), found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Optional
 
 import torch
@@ -14,6 +15,12 @@ from .devices import execution_device
 from .merging import fold_into_norm
 from .norms import is_norm, norm_width
 from .turns import Turn
+
+
+RECOMPUTED = (
+    "steering_strength: gradient checkpointing runs the blocks again in backward(), when the strength of this "
+    "call is gone. Put the call and backward() into `with peft_dso.steering_strength(model, ...)`."
+)
 
 
 class DSOLayer(nn.Module, BaseTunerLayer):
@@ -30,7 +37,8 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         strength (`float`): the strength to start with.
         rows (`str`): how the rows of a batch stand in the input: `"first"` (the first dimension), `"flat"` (the first
             dimension too, but two-dimensional inputs are sequences laid end to end, as OPT feeds its second norm),
-            `"second"` (the second, as in XLNet), or `"none"` (a tower's patches; no strength per row is possible).
+            `"second"` (the second, as in XLNet and FSMT), or `"none"` (a tower's patches; no strength per row is
+            possible).
         expected (`Expected`, *optional*): the vectors are about to be loaded.
         device (`torch.device`, *optional*): where a norm computes that has neither weights nor a hook to tell.
 
@@ -121,6 +129,13 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         if self._trainable is not None:
             self._trainable = self._trainability()
 
+    def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
+        """Freeze adapters or let them be trained; what is set while the steering is off holds when it is on again."""
+        super().set_requires_grad(adapter_names, requires_grad=requires_grad)
+        if self._trainable is not None:
+            names = {adapter_names} if isinstance(adapter_names, str) else set(adapter_names)
+            self._trainable.update(dict.fromkeys(names & self.dso_affine.keys(), requires_grad))
+
     def _trainability(self) -> dict[str, bool]:
         return {name: any(p.requires_grad for p in affine.parameters()) for name, affine in self.dso_affine.items()}
 
@@ -128,28 +143,43 @@ class DSOLayer(nn.Module, BaseTunerLayer):
         """The pairs of the active adapters that this site has."""
         return [self.dso_affine[name] for name in self.active_adapters if name in self.dso_affine]
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    @property
+    def eps(self) -> float:
+        """
+        Not a number, equal to no other: the fused path of `nn.TransformerEncoderLayer`, which computes with the
+        weights of its norms and calls none, is taken only where both have the same.
+        """
+        return math.nan
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """
         The steered output of the norm.
 
         Args:
-            x (`torch.Tensor`): input of the norm, shape `(batch, ..., d)`.
+            *args, **kwargs: the norm's own, of which the first is its input, shape `(batch, ..., d)`.
 
         Returns:
             `torch.Tensor`: h + w (a * h + b), of the shape and dtype of the norm's own output h.
 
         Raises:
-            ValueError: the strength is set per row and the batch has another number of rows.
+            ValueError: the strength is set per row and the batch has another number of rows, or the norm is run again
+                in `backward` (gradient checkpointing) when the strength of its call is gone.
         """
         if self._disable_adapters:
             if self.merged_adapters:
                 self.unmerge()
-            return self.base_layer(x, *args, **kwargs)
-        h = self.base_layer(x, *args, **kwargs)
+            return self.base_layer(*args, **kwargs)
+        if (
+            not torch.compiler.is_compiling()
+            and self.turn.strength_is_gone
+            and torch._C._current_graph_task_id() != -1  # within backward
+        ):
+            raise ValueError(RECOMPUTED)
+        h = self.base_layer(*args, **kwargs)
         affines, plain = self.active_affines(), h
         if self.merged_adapters:
             affines = [a for a in affines if not any(a is self.dso_affine[n] for n in self.merged_adapters)]
-            plain = self._plain_output(x, *args, **kwargs) if affines else h
+            plain = self._plain_output(*args, **kwargs) if affines else h
         steered = h
         for affine in affines:
             strength = affine.strength
@@ -160,16 +190,14 @@ class DSOLayer(nn.Module, BaseTunerLayer):
             steered = torch.addcmul(steered, affine(plain), strength)
         return steered.to(h.dtype)
 
-    def _plain_output(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def _plain_output(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """What the norm gives without what is merged into it: the other adapters steer that."""
-        norm = self.get_base_layer()
-        path = next(name for name, module in self.base_layer.named_modules() if module is norm)
         kept = {
-            f"{path}.{name}".lstrip("."): original.to(getattr(norm, name))
+            name: original.to(getattr(self.base_layer, name))
             for name, original in zip(("weight", "bias"), self._unmerged or (), strict=True)
             if original is not None
         }
-        return torch.func.functional_call(self.base_layer, kept, (x, *args), kwargs)
+        return torch.func.functional_call(self.base_layer, kept, args, kwargs)
 
     def _per_row(self, strength: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
         """Strengths of shape `(rows,)` laid out against `h`: ones in its shape, but where the rows stand."""
@@ -206,8 +234,14 @@ class DSOLayer(nn.Module, BaseTunerLayer):
             The weight, shape `(d,)`, and the bias, shape `(d,)`, or `None` where the norm has none.
 
         Raises:
-            ValueError: a shift has no bias to go to, a slope no weight, or the norm is not of a known form.
+            ValueError: a shift has no bias to go to, a slope no weight, the norm is not of a known form, or another
+                adapter acts between the norm and the steering.
         """
+        if self.base_layer is not self.get_base_layer():
+            raise ValueError(
+                f"another adapter ({type(self.base_layer).__name__}) acts between the norm and the steering. Merge "
+                "that one before the DSO adapter is added, or keep both unmerged."
+            )
         slope, shift = (
             sum(parts) for parts in zip(*(self.dso_affine[n].folded() for n in adapter_names), strict=True)
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from typing import Optional
 
 import torch
 from torch import nn
 
-from .files import pair_vectors
+from .files import Taken, pair_vectors
 from .strength import dso_layers
 
 
@@ -51,6 +53,9 @@ def check_fits(
     expected = next((found for found in pending if found is not None), None)
     if expected is not None:
         expected.compare(pair_vectors(tensors))
+        if expected.sha256 is None and not any(remapped[key].is_meta for key in wanted):
+            for layer in layers.values():  # all is checked: the model can be compiled as one graph
+                layer.dso_affine[adapter].expected = None
 
 
 def check_whole(model: nn.Module, adapter_name: str, found: int, others: Sequence[str]) -> None:
@@ -66,3 +71,26 @@ def check_whole(model: nn.Module, adapter_name: str, found: int, others: Sequenc
             f"The adapter {adapter_name!r} would be saved with {found} of its {expected} vectors: the name of another "
             f"adapter ({', '.join(others)}) is a part of the names of modules. Give that one another name."
         )
+
+
+def taken(
+    model: nn.Module, adapter_name: str, vectors: list[tuple[str, torch.Tensor]], copied: bool
+) -> Optional[Taken]:
+    """
+    Note which vectors are taken from a model to be saved.
+
+    Args:
+        model (`nn.Module`): the model with the adapter's pairs.
+        adapter_name (`str`): its name.
+        vectors (`list[tuple[str, torch.Tensor]]`): what is taken.
+        copied (`bool`): they come from somebody's copy, and not from the model as it is.
+
+    Returns:
+        `Taken`: of the parameters themselves where they are whole; `None` where there is nothing to tell them by.
+    """
+    pairs = [layer.dso_affine for layer in dso_layers(model).values()]
+    parameters = [item for pair in pairs if adapter_name in pair for item in pair[adapter_name].named_parameters()]
+    for found in (vectors,) if copied else (parameters, vectors):
+        if found and all(type(v.data) is torch.Tensor and not v.is_meta and v.numel() for _, v in found):
+            return Taken(found, time.time())
+    return None

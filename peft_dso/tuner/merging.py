@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, Optional
 
 import torch
 from torch import nn
+
+from .norms import multiplies_plainly
 
 
 def fold_into_norm(
@@ -52,6 +55,29 @@ def fold_into_norm(
     return new_weight.to(weight.dtype), None if new_bias is None else new_bias.to(weight.dtype)
 
 
+def check_unshared(model: nn.Module, norms: Mapping[str, nn.Module]) -> None:
+    """
+    Refuse to fold into norms whose parameters another module computes with too: it would be steered as well, or twice.
+
+    Args:
+        model (`nn.Module`): the model.
+        norms (`Mapping[str, nn.Module]`): by the names of their sites.
+
+    Raises:
+        ValueError: there is such a norm.
+    """
+    users: dict[int, set[int]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            users.setdefault(id(parameter), set()).add(id(module))
+    for name, norm in norms.items():
+        if any(len(users[id(parameter)]) > 1 for parameter in norm.parameters(recurse=False)):
+            raise ValueError(
+                f"The weights of {name!r} are those of another module too (tied): nothing can be folded into them. "
+                "Keep the adapter unmerged, or give the norm weights of its own."
+            )
+
+
 def weight_offset(norm: nn.Module) -> float:
     """
     0 for a norm that multiplies by its weight, 1 for one that multiplies by 1 + weight: found by running a copy on
@@ -60,10 +86,7 @@ def weight_offset(norm: nn.Module) -> float:
     Raises:
         ValueError: the norm does neither.
     """
-    if isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) and type(norm).forward in (
-        nn.LayerNorm.forward,
-        nn.RMSNorm.forward,
-    ):
+    if multiplies_plainly(norm):
         return 0.0
     probe: Any = copy.deepcopy(norm).float()
     bias = getattr(probe, "bias", None)

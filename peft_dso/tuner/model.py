@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional
@@ -14,14 +13,24 @@ from torch import nn
 
 from . import strength as _strength
 from .affine import Expected
-from .arithmetic import add_weighted, check_sum, prune
-from .calls import call_settings
+from .arithmetic import add_weighted, check_sum, prune, sum_config
+from .calls import KEYWORD, allow_keyword, call_settings, has_settings, refuse_keyword
 from .config import DSOConfig
 from .devices import check_hooks, execution_device
-from .files import Taken, pair_vectors, vectors_sha256
+from .files import pair_vectors
 from .layer import DSOLayer
-from .loading import check_fits, check_whole
-from .sites import check_fingerprint, default_site_names, find_sites, fingerprint, is_target, rows_of, site_table
+from .loading import check_fits, check_whole, taken
+from .mergeable import check_merge, check_unload
+from .sites import (
+    check_fingerprint,
+    check_sites,
+    default_site_names,
+    find_sites,
+    fingerprint,
+    rows_of,
+    site_table,
+)
+from .targets import is_target
 from .units import shift_unit
 
 
@@ -73,6 +82,7 @@ class DSOModel(BaseTuner):
         if expected is not None:
             check_fingerprint(found, expected, peft_config.base_model_name_or_path)
         sites = find_sites(self.model, peft_config)  # raises before anything is changed
+        check_sites(self.model, [site.name for site in sites])
         check_hooks(self.model, [site.name for site in sites])
         # A fingerprint comes with a saved config, whose vectors must follow (see Expected).
         self._expected = Expected(peft_config.vectors_sha256) if expected and peft_config.inference_mode else None
@@ -80,9 +90,7 @@ class DSOModel(BaseTuner):
         if peft_config.target_modules is None:
             peft_config.target_modules = default_site_names(self.model)  # type: ignore[assignment]  # a set, as in PEFT
         if isinstance(peft_config.steering_strength, dict):
-            for pattern in peft_config.steering_strength:
-                if not any(_strength.pattern_value({pattern: True}, site.name) for site in sites):
-                    raise ValueError(f"steering_strength: the pattern {pattern!r} matches none of the sites.")
+            _strength.check_patterns(peft_config.steering_strength, [site.name for site in sites])
         return peft_config
 
     def _check_tied_modules(self, model: nn.Module, peft_config: DSOConfig) -> None:
@@ -113,6 +121,7 @@ class DSOModel(BaseTuner):
         if isinstance(target, DSOLayer):
             target.update_layer(adapter_name, peft_config, strength, self._expected, device)
             return
+        refuse_keyword(self.model)
         rows = rows_of(self.model, current_key)
         layer = DSOLayer(target, adapter_name, peft_config, strength, rows, self._expected, device)
         layer.turn = next((m.turn for m in self.model.modules() if isinstance(m, DSOLayer)), layer.turn)
@@ -163,6 +172,13 @@ class DSOModel(BaseTuner):
         """See [`steering_strength`]: a context manager that restores the strength."""
         return _strength.steering_strength(self.model, strength, adapter_name)
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As in PEFT; `steering_strength=` is the strength of this call, as in [`~peft.PeftModel`]'s."""
+        if KEYWORD not in kwargs or has_settings(self.model):
+            return super().forward(*args, **kwargs)
+        with call_settings(self.model, self.peft_config, (), {KEYWORD: kwargs[KEYWORD]}):
+            return super().forward(*args, **kwargs)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """What `PeftModel` runs `forward` and `generate` in: see [`~calls.call_settings`]."""
@@ -170,17 +186,6 @@ class DSOModel(BaseTuner):
             yield
 
     # --- merging -----------------------------------------------------------------------------------------------------
-
-    def _check_foldable(self, adapter_names: Optional[list[str]]) -> None:
-        """Try every site before the first one is changed, so that a refusal leaves the model whole."""
-        for name, layer in self.model.named_modules():
-            if isinstance(layer, DSOLayer):
-                names = layer._mergeable(adapter_names)
-                if names:
-                    try:
-                        layer.folded_weights(layer.merged_adapters + names)
-                    except ValueError as error:
-                        raise ValueError(f"Cannot merge into {name!r}: {error}") from None
 
     def merge_adapter(self, adapter_names: Optional[list[str]] = None, safe_merge: bool = False) -> None:
         """
@@ -192,9 +197,9 @@ class DSOModel(BaseTuner):
             safe_merge (`bool`, defaults to `False`): refuse results that are not finite.
 
         Raises:
-            ValueError: a site cannot take the steering; the model is unchanged then.
+            ValueError: there is no such adapter, or a site cannot take the steering; the model is unchanged then.
         """
-        self._check_foldable(adapter_names)
+        check_merge(self.model, adapter_names)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
     def _unload_and_optionally_merge(
@@ -204,15 +209,17 @@ class DSOModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: Optional[list[str]] = None,
     ) -> nn.Module:
+        check_unload(self.model)
         if merge:
-            self._check_foldable(adapter_names)
+            check_merge(self.model, adapter_names)
         else:  # what is merged is not the base model
-            for module in self.model.modules():
-                if isinstance(module, DSOLayer):
-                    module.unmerge()
-        return super()._unload_and_optionally_merge(
+            for layer in _strength.dso_layers(self.model).values():
+                layer.unmerge()
+        base = super()._unload_and_optionally_merge(
             merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
         )
+        allow_keyword(self.model)
+        return base
 
     # --- adapters made from adapters ---------------------------------------------------------------------------------
 
@@ -232,14 +239,7 @@ class DSOModel(BaseTuner):
         check_sum(self.peft_config, adapters, weights, adapter_name)
         layers = _strength.dso_layers(self.model)
         sites = [site for site, layer in layers.items() if any(name in layer.dso_affine for name in adapters)]
-        configs = [self.peft_config[name] for name in adapters]
-        self.peft_config[adapter_name] = DSOConfig(
-            task_type=configs[0].task_type,
-            base_model_name_or_path=configs[0].base_model_name_or_path,
-            target_modules=sites,
-            learn_slope=any(config.learn_slope for config in configs),
-            learn_shift=any(config.learn_shift for config in configs),
-        )
+        self.peft_config[adapter_name] = sum_config([self.peft_config[name] for name in adapters], sites)
         try:
             self.inject_adapter(self.model, adapter_name)
         except Exception:  # such as a name that torch cannot give a module
@@ -276,15 +276,14 @@ class DSOModel(BaseTuner):
     def _get_adapter_state_dict(
         cls, model: nn.Module, config: DSOConfig, adapter_name: str, **kwargs: Any
     ) -> dict[str, torch.Tensor]:
-        """Note which vectors are taken: the configuration that is saved with them holds their sha256."""
+        """Note which vectors are [`taken`]: the configuration that is saved with them holds their sha256."""
         tensors: dict[str, torch.Tensor] = super()._get_adapter_state_dict(
             model=model, config=config, adapter_name=adapter_name, **kwargs
         )
         vectors = pair_vectors(tensors)
         if kwargs["state_dict"]:  # some processes have no tensors at all
             check_whole(model, adapter_name, len(vectors), kwargs["unwanted_adapter_names"])
-        if vectors and all(type(tensor.data) is torch.Tensor and not tensor.is_meta for _, tensor in vectors):
-            config.__dict__["_taken"] = Taken(vectors_sha256(vectors), time.time())
+        config.__dict__["_taken"] = taken(model, adapter_name, vectors, copied=bool(kwargs["state_dict"]))
         return tensors
 
     @classmethod

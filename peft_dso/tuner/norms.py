@@ -35,11 +35,49 @@ def is_norm(module: nn.Module) -> bool:
     if "norm" not in type(module).__name__.lower() or next(module.children(), None) is not None:
         return False
     parameters = dict(module.named_parameters(recurse=False))
+    if isinstance(getattr(module, "weight", None), torch.Tensor) and "weight" not in parameters:
+        return False  # a frozen batch norm (DETR's) holds it as a buffer
     return (
         set(parameters) <= {"weight", "bias"}
         and norm_width(module) is not None
         and all(p.dim() == 1 for p in parameters.values())
     )
+
+
+def multiplies_plainly(norm: nn.Module) -> bool:
+    """Whether a norm computes as torch's own, over the last dimension and times its weight."""
+    own = (nn.LayerNorm.forward, nn.RMSNorm.forward)
+    return isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) and type(norm).forward in own
+
+
+def check_axis(norm: nn.Module, name: str) -> None:
+    """
+    Refuse a norm over another dimension than the last, such as ConvNeXt's over channels that come first: it takes what
+    no norm over `d` features can, an input of `d` and `d + 1`. A norm without values (on the meta device, offloaded or
+    split over processes) is let through.
+
+    Args:
+        norm (`nn.Module`): the norm.
+        name (`str`): of its site.
+
+    Raises:
+        ValueError: it is of that kind.
+    """
+    width = norm_width(norm) or 1
+    plain = all(type(p.data) is torch.Tensor and not p.is_meta and p.numel() == width for p in norm.parameters())
+    if multiplies_plainly(norm) or not plain or width == 1:
+        return
+    values = {n: p.detach().cpu().float() for n, p in norm.named_parameters()}
+    for shape in ((1, width, width + 1), (1, width, width + 1, width + 1)):
+        try:
+            with torch.no_grad():
+                torch.func.functional_call(norm, values, torch.ones(shape, device="cpu"))
+        except Exception:  # as it should; which error it is, is the norm's own affair
+            continue
+        raise ValueError(
+            f"{name!r} ({type(norm).__name__}) does not normalise the last dimension, so that DSO cannot steer it. "
+            "Leave it out with exclude_modules, or name the norms to steer in target_modules."
+        )
 
 
 def without_width(model: nn.Module) -> str:

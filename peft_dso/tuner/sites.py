@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from types import SimpleNamespace
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import regex
-from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from .config import DSOConfig
-from .norms import is_norm, norm_width, without_width
+from .norms import check_axis, is_norm, norm_width, without_width
+from .targets import is_target
 
 
-# A pattern comes with an adapter that somebody else may have written: matching one name may take this long.
-PATTERN_SECONDS = 1.0
+# What linear layers of all kinds call the numbers of their inputs and outputs.
+WIDTHS = (("in_features", "out_features"), ("infeatures", "outfeatures"))
+
+# The models of transformers that turn sequences and rows around inside.
+SEQUENCE_FIRST = ("xlnet", "fsmt")
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,9 @@ def rows_of(model: nn.Module, name: str) -> str:
         return "none"
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type is None:
-        return "first"
-    return "second" if model_type == "xlnet" else "flat"
+        attention: Any = getattr(next(_ancestors(model, name)), "self_attn", None)
+        return "second" if getattr(attention, "batch_first", True) is False else "first"  # torch's own blocks say
+    return "second" if model_type in SEQUENCE_FIRST else "flat"
 
 
 def _is_block_norm(model: nn.Module, name: str) -> bool:
@@ -93,11 +96,24 @@ def _is_block_norm(model: nn.Module, name: str) -> bool:
         return True
     if rest and isinstance(rest[0], (nn.ModuleList, nn.Sequential)):
         return True
-    projections = sum(
-        isinstance(child.get_base_layer() if isinstance(child, BaseTunerLayer) else child, (nn.Linear, Conv1D))
-        for child in parent.children()
-    )
-    return projections < 2 and any(isinstance(module, nn.ModuleList) for module in rest)
+    if _is_projection(parent) or sum(map(_is_projection, parent.children())) > 1:
+        return False
+    return any(isinstance(module, nn.ModuleList) for module in rest)
+
+
+def _is_projection(module: nn.Module) -> bool:
+    """
+    Whether a module is a linear layer, one of a quantised model included: those are classes of their own, which say
+    how wide they are (BitNet, AWQ, HQQ) or hold a matrix (EETQ, GPTQ).
+    """
+    if isinstance(module, BaseTunerLayer):
+        module = module.get_base_layer()
+    if is_norm(module) or not all(map(is_norm, module.children())):  # BitNet's may hold a norm
+        return False
+    if any(hasattr(module, i) and hasattr(module, o) for i, o in WIDTHS):
+        return True
+    matrices = (getattr(module, name, None) for name in ("weight", "qweight"))
+    return any(isinstance(matrix, torch.Tensor) and matrix.dim() == 2 for matrix in matrices)
 
 
 def all_norms(model: nn.Module) -> dict[str, nn.Module]:
@@ -117,65 +133,6 @@ def all_norms(model: nn.Module) -> dict[str, nn.Module]:
 def default_site_names(model: nn.Module) -> set[str]:
     """All norms of each block of the language backbone (paper, section 3; `target_modules=None`)."""
     return {n for n in all_norms(model) if _is_block_norm(model, n) and in_language_backbone(model, n)}
-
-
-def pattern_matches(pattern: str, name: str, where: str) -> bool:
-    """
-    `re.fullmatch` with a time limit.
-
-    Raises:
-        ValueError: the pattern is no valid regex, or takes longer than a second on one name.
-    """
-    try:
-        return regex.fullmatch(pattern, name, timeout=PATTERN_SECONDS) is not None
-    except TimeoutError:
-        raise ValueError(
-            f"{where}: the pattern {pattern!r} took longer than {PATTERN_SECONDS:g} s on {name!r}. "
-            "Give a simpler pattern or a list of names."
-        ) from None
-    except regex.error as error:
-        raise ValueError(f"{where}: {pattern!r} is not a valid regular expression: {error}.") from None
-
-
-def _block_index(name: str, layers_pattern: Optional[Union[list[str], str]]) -> Optional[int]:
-    """The index of the block that a module stands in: the first number of its name, or the one after a pattern."""
-    parts = name.split(".")
-    patterns = [layers_pattern] if isinstance(layers_pattern, str) else layers_pattern
-    for before, part in pairwise(parts):
-        if part.isdecimal() and (not patterns or any(pattern_matches(p, before, "layers_pattern") for p in patterns)):
-            return int(part)
-    return None
-
-
-def is_target(config: DSOConfig, name: str) -> Any:
-    """
-    PEFT's matching of one name against a config, with two differences: `layers_to_transform` also holds when the
-    targets are a regex or full names (PEFT passes over it there, peft/tuners/tuners_utils.py), and a regex has a time
-    limit.
-
-    Args:
-        config (`DSOConfig`): the configuration.
-        name (`str`): full name of a module.
-
-    Returns:
-        What PEFT returns: something true for a target.
-
-    Raises:
-        ValueError: a pattern is invalid or takes too long.
-    """
-    # PEFT gets each pattern's result as a list of this one name: it must not run the pattern itself, without a limit.
-    view = SimpleNamespace(modules_to_save=config.modules_to_save)
-    for where in ("target_modules", "exclude_modules"):
-        value = getattr(config, where)
-        if isinstance(value, str):
-            value = {name} if pattern_matches(value, name, where) else set()
-        setattr(view, where, value)
-    matched = check_target_module_exists(view, name)
-    if not matched or config.layers_to_transform is None:
-        return matched
-    wanted = config.layers_to_transform
-    wanted = [wanted] if isinstance(wanted, int) else wanted
-    return matched if not wanted else _block_index(name, config.layers_pattern) in wanted
 
 
 def find_sites(model: nn.Module, config: Optional[DSOConfig] = None) -> list[Site]:
@@ -229,6 +186,35 @@ def find_sites(model: nn.Module, config: Optional[DSOConfig] = None) -> list[Sit
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         sites.append(Site(name, type(base).__name__, norm_width(base) or 0))
     return sites
+
+
+def check_sites(model: nn.Module, names: Collection[str]) -> None:
+    """
+    Refuse sites that stand in two places, of which only the first would be steered (a norm of a block that is itself
+    used twice, as Zamba's, is in one), and norms over another dimension than the last.
+
+    Args:
+        model (`nn.Module`): the model.
+        names (`Collection[str]`): of the sites.
+
+    Raises:
+        ValueError: there is such a site.
+    """
+    for name in names:
+        module = model.get_submodule(name)
+        check_axis(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, name)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    places: dict[int, dict[tuple[int, str], str]] = {id(modules[name]): {} for name in names}
+    for name, module in modules.items():
+        if id(module) in places:
+            parent, _, last = name.rpartition(".")
+            places[id(module)].setdefault((id(modules[parent]), last), name)
+    for found in places.values():
+        if len(found) > 1:
+            raise ValueError(
+                f"{' and '.join(found.values())} are one and the same norm, of which only the first would be steered. "
+                "Give each its own copy (copy.deepcopy), or leave it out with exclude_modules."
+            )
 
 
 def _listing(norms: dict[str, nn.Module], most: int = 12) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from .affine import DSOAffine
 from .layer import DSOLayer
-from .sites import pattern_matches
+from .targets import pattern_matches
 
 
 Value = Union[float, Sequence[float], torch.Tensor]
@@ -52,14 +52,16 @@ def _selected(model: nn.Module, adapter_name: Optional[str]) -> dict[tuple[str, 
 
 def _as_tensor(value: Value) -> torch.Tensor:
     """A number as shape `()`, a sequence or vector as shape `(rows,)`, both float32."""
-    if isinstance(value, (bool, str)):
-        raise TypeError(f"The steering strength must be a number or one number per row, got {value!r}.")
     try:
         # torch.inference_mode would leave a tensor that no later training step may use.
         with torch.inference_mode(False):
-            tensor = torch.as_tensor(value).detach().to(torch.float32, copy=True)
+            given = torch.as_tensor(value)
+            tensor = given.detach().to(torch.float32, copy=True)
+        real = not isinstance(value, (bool, str)) and given.dtype != torch.bool and not given.is_complex()
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"The steering strength must be a number or one number per row, got {value!r}.") from None
+        real = False
+    if not real:
+        raise TypeError(f"The steering strength must be a number or one number per row, got {value!r}.")
     if tensor.dim() > 1 or tensor.numel() == 0:
         raise ValueError(
             f"The steering strength must be a number or one number per row, got shape {tuple(tensor.shape)}."
@@ -78,6 +80,18 @@ def pattern_value(patterns: Mapping[str, Any], site: str) -> Any:
         if pattern_matches(rf"(.*\.)?(?:{pattern})(\..*)?", site, "steering strength"):
             return value
     return None
+
+
+def check_patterns(patterns: Iterable[str], sites: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: a pattern (see [`pattern_value`]) matches none of the sites.
+    """
+    for pattern in patterns:
+        if not any(pattern_value({pattern: True}, site) for site in sites):
+            raise ValueError(
+                f"steering_strength: the pattern {pattern!r} matches none of the sites, such as {sites[0]!r}."
+            )
 
 
 def set_steering_strength(model: nn.Module, strength: Strength, adapter_name: Optional[str] = None) -> None:
@@ -106,11 +120,7 @@ def set_steering_strength(model: nn.Module, strength: Strength, adapter_name: Op
     if isinstance(strength, Mapping):
         tensors = {pattern: _as_tensor(value) for pattern, value in strength.items()}
         wanted = {key: pattern_value(tensors, key[0]) for key in chosen}
-        for pattern in tensors:
-            if not any(pattern_value({pattern: True}, site) for site, _ in chosen):
-                raise ValueError(
-                    f"The pattern {pattern!r} matches none of the sites, such as {next(iter(chosen))[0]!r}."
-                )
+        check_patterns(tensors, [site for site, _ in chosen])
     else:
         tensor = _as_tensor(strength)
         wanted = dict.fromkeys(chosen, tensor)
@@ -120,6 +130,8 @@ def set_steering_strength(model: nn.Module, strength: Strength, adapter_name: Op
         if tensor is not None and tensor.dim() and layers[site].rows == "none":
             raise ValueError(f"{site!r} stands in a tower whose inputs are not rows of the batch: set a number.")
     with borrowed_turn(layers.values()):
+        for layer in layers.values():
+            layer.turn.strength_is_gone = False
         placed: dict[tuple[int, torch.device], torch.Tensor] = {}
         for key, tensor in wanted.items():
             if tensor is not None:
