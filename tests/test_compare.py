@@ -200,3 +200,20 @@ def test_a_seed_that_failed_does_not_rename_the_others():
     reports = [Report({"test": [StrengthResult(1.0, {"bias": Measure(0.1, 0.0, 4)})]}) for _ in fits]
     records = records_of_comparison(Comparison({"iti": reports}, {"iti": fits}))
     assert {r.method for r in records} == {"iti", "iti-seed1", "iti-seed2"}
+
+
+def test_a_folder_of_the_users_is_never_deleted(tmp_path):
+    mine = tmp_path / "out" / "caa" / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("years of work")
+    with pytest.raises(ValueError, match="caa is in the way and no fit.*Move it"):
+        run(tmp_path / "out", ["iti", "caa"])
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["caa", "notes.txt"]
+    assert mine.read_text() == "years of work"
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "prompting").write_text("mine")
+    with pytest.raises(ValueError, match="prompting is in the way"):
+        run(tmp_path / "file", ["prompting"])
+    mine.unlink()  # what is empty is nobody's
+    found = run(tmp_path / "out", ["caa"], settings={"caa": {"layer": 1, "pairs": 4}})
+    assert not found.failures and (mine.parent / "fit.json").is_file()

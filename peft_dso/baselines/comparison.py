@@ -24,7 +24,7 @@ from ..evaluation import Report, load_report, save_report, sweep
 from ..questions import OCCUPATIONS, Occupation
 from ..tuner.sites import fingerprint
 from .adapters import biases_meant
-from .claims import claim, weights_mark
+from .claims import check_free, claim, weights_mark
 from .methods import METHODS, Method, chosen_methods
 from .parts import Parts, check_model, check_parts, digest
 from .prompting import WORDINGS, choose_prompt, prompts
@@ -108,18 +108,20 @@ def compare(
         `failures`, and the others go on.
 
     Raises:
-        ValueError: a method is unknown, the questions or the model cannot be compared on, or the folder holds another
-            comparison. Nothing has been fitted then.
+        ValueError: a method is unknown, the questions or the model cannot be compared on, the folder holds another
+            comparison, or something else lies where a method is to be put. Nothing has been fitted then.
     """
     chosen = chosen_methods(methods)
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise ValueError(f"seeds={seeds!r}: give a whole number of at least 1.")
     check_parts(parts, chosen, occupations)
+    folder = Path(out)
+    jobs = [(method, seed) for method in chosen for seed in range(seeds if method.fit else 1)]
+    check_free(folder, [_label(*job) for job in jobs])
     model, processor = load()
     check_model(model, processor, parts, chosen)
     base = {**fingerprint(model), "dtype": str(model.dtype), "weights": weights_mark(model)}
     del model
-    folder = Path(out)
     changes = {name: dict(value) for name, value in (settings or {}).items()}
     counted = {
         "questions to fit on": len(parts.train),
@@ -139,9 +141,8 @@ def compare(
         },
     )
     work = _Work(load, parts, folder, neutral, occupations, say, progress)
-    jobs = [(method, seed) for method in chosen for seed in range(seeds if method.fit else 1)]
     for number, (method, seed) in enumerate(jobs):
-        label = method.name if seed == 0 else f"{method.name}-seed{seed}"
+        label = _label(method, seed)
         say(f"[{number + 1}/{len(jobs)}] {label}: {method.description}")
         try:
             if method.fit is None:
@@ -155,6 +156,11 @@ def compare(
         if method not in chosen:
             work.found_before(method, found)
     return found
+
+
+def _label(method: Method, seed: int) -> str:
+    """The name of a fit's folder."""
+    return method.name if seed == 0 else f"{method.name}-seed{seed}"
 
 
 @dataclass
@@ -249,7 +255,8 @@ class _Work:
         fit = Fit(round(seconds, 1), sum(int(v.count_nonzero()) for v in vectors.values()), note, seed)
         noted = {"fit": asdict(fit), "made_with": made_with}
         (unfinished / "fit.json").write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir():
+            folder.rmdir()  # it is empty, or it is not ours
         unfinished.rename(folder)
         self.say(f"    fitted in {fit.seconds:.0f} s, {fit.parameters:,} parameters")
         return fit
