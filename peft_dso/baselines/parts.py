@@ -16,7 +16,7 @@ from ..scoring import check_reads_pictures, row_images
 from .activations import encode_text
 from .contrasts import balanced, fit_rows, majorities_of, pro_gender
 from .iti import head_count, probe_split
-from .methods import Method
+from .methods import METHODS, Method
 from .places import attention_outputs, block_norms, check_bare, middle_blocks, residual_writer
 from .validation import validate
 
@@ -136,6 +136,12 @@ def check_parts(parts: Parts, methods: Sequence[Method], occupations: Sequence[O
             probe_split([row["occupation"] for row in pairs], [pro_gender(row, known) for row in pairs], 0)
 
 
+def _leave_out(names: Sequence[str]) -> str:
+    """How to go on without some methods."""
+    others = ",".join(name for name in METHODS if name not in names)
+    return f"To leave out {', '.join(names)}, name the others: --methods {others}."
+
+
 def check_model(model: Any, processor: Any, parts: Parts, methods: Sequence[Method]) -> None:
     """
     That the methods can be fitted to a model, and that it answers the questions at all.
@@ -160,7 +166,10 @@ def check_model(model: Any, processor: Any, parts: Parts, methods: Sequence[Meth
         head_count(model, {name: model.get_submodule(name) for name in found})
     if "caa-residual" in names:
         for block in middle_blocks(list(block_norms(model))):
-            residual_writer(model, block, text)
+            try:
+                residual_writer(model, block, text)
+            except ValueError as error:
+                raise ValueError(f"caa-residual cannot be fitted: {error} {_leave_out(['caa-residual'])}") from None
     base = validate(model, processor, parts.validation)
     if not base.mass >= LEAST_MASS:
         raise ValueError(
