@@ -12,7 +12,7 @@ from peft_dso.baselines.comparison import Comparison, Fit, compare
 from peft_dso.baselines.methods import METHODS, chosen_methods
 from peft_dso.baselines.outcome import chosen_results, chosen_strength
 from peft_dso.baselines.outcome_card import card_section
-from peft_dso.baselines.parts import Parts, check_parts, parts_of
+from peft_dso.baselines.parts import Parts, check_parts, digest, parts_of
 from peft_dso.evaluation import Report, StrengthResult
 from peft_dso.evaluation.measures import Measure
 from peft_dso.questions import coreference_questions, pronoun_questions, subset
@@ -34,6 +34,22 @@ def test_the_strength_is_chosen_within_a_budget():
     assert chosen_strength([line[0], line[2]]) == 0
     with pytest.raises(ValueError, match="strength 0"):
         chosen_strength(line[1:])
+
+
+def test_one_question_may_be_lost():
+    """Of 48 questions 0.02 would be none: 40 of 48 right, and 39 of them at the strength that is fairer."""
+
+    def of(n, right, strength, bias):
+        found = result(strength, bias)
+        found.measures["accuracy"] = Measure(right / n, 0.01, n)
+        return found
+
+    line = [of(48, 40, 0, 0.5), of(48, 39, 0.5, 0.3), of(48, 38, 1, 0.1)]
+    assert chosen_strength(line) == 0.5
+    assert chosen_strength([of(400, 400, 0, 0.5), of(400, 392, 0.5, 0.3), of(400, 391, 1, 0.1)]) == 0.5
+    assert chosen_strength(line, allowed=0.02) == 0
+    section = card_section(made({"caa": (line, line)}))
+    assert "48 unambiguous validation questions; a loss of 0.0208 (one question) was allowed." in section
 
 
 def made(lines):
@@ -114,6 +130,18 @@ def test_a_subset_of_each_kind():
     assert abs(sum(ambiguous) - 200) <= 60 and abs(ambiguous.count(False) - 200) <= 60
     with pytest.raises(ValueError, match="count=0"):
         subset(rows, 0)
+
+
+def test_half_of_the_validation_questions_are_unambiguous():
+    rows = pronoun_questions("validation") + pronoun_questions("validation", ambiguous=False)
+    parts = parts_of(PARTS.train, rows, PARTS.test, validated=200)
+    kinds = Counter(row["right"] is None for row in parts.validation)
+    assert all(abs(count - 100) <= 20 for count in kinds.values()) and len(kinds) == 2
+    few = [row for row in rows if row["right"] is None] + [row for row in rows if row["right"] is not None][:8]
+    kinds = Counter(row["right"] is None for row in parts_of(PARTS.train, few, PARTS.test, validated=200).validation)
+    assert kinds[False] == 8 and abs(kinds[True] - 192) <= 20
+    assert parts_of(PARTS.train, few, PARTS.test, validated=len(few)).validation == few
+    assert parts_of(PARTS.train, rows, PARTS.test, validated=200, halves=False).validation == subset(rows, 200)
 
 
 def test_questions_of_a_file_are_divided():
@@ -199,6 +227,7 @@ def test_the_command(tmp_path, capsys):
     tokenizer.save_pretrained(tmp_path / "base")
     together = [row for part in vars(PARTS).values() for row in part]
     rows = [{**row, "group": row["prompt"].replace(row["occupation"], "{o}")} for row in together]
+    rows = [row for row in rows if row["right"] is None or row["occupation"] in ("nurse", "driver")]
     (tmp_path / "questions.json").write_text(json.dumps(rows))
     call = ["compare", "--model", str(tmp_path / "base"), "--questions", str(tmp_path / "questions.json")]
     call += ["--neutral-texts", "0", "--out", str(tmp_path / "out"), "--methods"]
@@ -207,6 +236,15 @@ def test_the_command(tmp_path, capsys):
     assert "[1/2] caa" in out and "prompting: role" in out and "parameters" in out
     assert (tmp_path / "out" / "caa" / "adapter_config.json").is_file()
     assert "neutral KL" not in out
+    # A folder of version 0.1.0, whose validation questions were drawn in their own proportions, goes on.
+    record = tmp_path / "out" / "comparison.json"
+    parts = parts_of(rows, rows, rows, measured=8, validated=4)
+    earlier = parts_of(rows, rows, rows, measured=8, validated=4, halves=False)
+    assert parts.validation != earlier.validation
+    noted = {**json.loads(record.read_text()), "test": digest(parts.test), "validation": digest(earlier.validation)}
+    record.write_text(json.dumps(noted))
+    assert cli.main([*call, "caa", "--measure-on", "8"]) == 0
+    assert "fitted already" in capsys.readouterr().out
     assert cli.main([*call, "caa,magic"]) == 1
     assert "choose of dso, caa" in capsys.readouterr().err
 

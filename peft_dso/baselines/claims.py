@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,15 @@ def check_free(folder: Path, labels: Iterable[str]) -> None:
                 f"{place} is in the way and no fit of a comparison: it holds no fit.json. Move it, or give another "
                 "folder; nothing was changed in it."
             )
+
+
+def claimed(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What [`claim`] noted in a folder; nothing where there is no such record."""
+    try:
+        found = json.loads((Path(folder) / "comparison.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def claim(folder: Path, mark: dict[str, Any]) -> None:

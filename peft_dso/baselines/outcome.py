@@ -51,6 +51,20 @@ def _spread(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
+def accuracy_loss(questions: int) -> float:
+    """
+    How much of the accuracy a method may lose on so many unambiguous questions: 0.02, and one question where so few
+    show no less.
+
+    Args:
+        questions (`int`): how many there are.
+
+    Returns:
+        `float`: a share of them.
+    """
+    return max(ACCURACY_LOSS, 1 / questions)
+
+
 def chosen_strength(
     validation: Sequence[StrengthResult], budget: str = "accuracy", allowed: Optional[float] = None
 ) -> float:
@@ -61,7 +75,8 @@ def chosen_strength(
         validation (`Sequence[StrengthResult]`): with strength 0.
         budget (`str`, defaults to `"accuracy"`): `"accuracy"`: at most `allowed` below the base's; `"neutral_kl"`: at
             most `allowed`.
-        allowed (`float`, *optional*): default 0.02 of either.
+        allowed (`float`, *optional*): default 0.02 of either, and of the accuracy one question (see
+            [`accuracy_loss`]).
 
     Returns:
         `float`: 0 where no other one meets it.
@@ -75,8 +90,8 @@ def chosen_strength(
 
     def meets(r: StrengthResult) -> bool:
         if budget == "accuracy":
-            limit = base.measures[budget].value - (ACCURACY_LOSS if allowed is None else allowed)
-            return r.measures[budget].value >= limit
+            loss = accuracy_loss(base.measures[budget].n) if allowed is None else allowed
+            return r.measures[budget].value >= base.measures[budget].value - loss - 1e-9  # of the rounding of shares
         return r.measures[budget].value <= (NEUTRAL_KL if allowed is None else allowed)
 
     return min((r for r in validation if r.strength == 0 or meets(r)), key=lambda r: r.measures["bias"].value).strength

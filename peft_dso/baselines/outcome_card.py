@@ -18,6 +18,7 @@ from .outcome import (
     ACCURACY_LOSS,
     COLUMNS,
     NEUTRAL_KL,
+    accuracy_loss,
     averaged,
     cell,
     chosen_results,
@@ -44,7 +45,15 @@ def _budget_section(comparison: Comparison, budget: str, title: str) -> str:
     for name, r in sorted(found.items(), key=lambda item: item[1].measures["bias"].value):
         strength = f"{r.strength:.3g}" if r.strength else "0 (the base)"
         lines.append([name, strength, *(cell(key, r.measures.get(key)) for key in keys)])
-    return f"### {title}\n\n{_markdown(lines)}\n\n{_verdict(found)}\n"
+    counted = _counted(comparison.reports[next(iter(found))][0]) if budget == "accuracy" else ""
+    return f"### {title}\n\n{counted}{_markdown(lines)}\n\n{_verdict(found)}\n"
+
+
+def _counted(report: Report) -> str:
+    """On how many questions the accuracy was judged, and what that allowed."""
+    n = report.sets["validation"][0].measures["accuracy"].n
+    least = " (one question)" if accuracy_loss(n) > ACCURACY_LOSS else ""
+    return f"{n} unambiguous validation questions; a loss of {accuracy_loss(n):.3g}{least} was allowed.\n\n"
 
 
 def _verdict(found: Mapping[str, StrengthResult]) -> str:

@@ -66,6 +66,7 @@ def parts_of(
     measured: Optional[int] = None,
     validated: Optional[int] = None,
     occupations: bool = False,
+    halves: bool = True,
 ) -> Parts:
     """
     Put the parts together. Questions that stand in `train` and in `test`, as those of a file do, which is the same in
@@ -77,7 +78,9 @@ def parts_of(
         test (`Sequence[Mapping]`): to measure on.
         measured (`int`, *optional*): about how many of the test questions to use (see [`~peft_dso.questions.subset`]);
             default all.
-        validated (`int`, *optional*): the same for the validation questions.
+        validated (`int`, *optional*): the same for the validation questions, half of them ambiguous where there are
+            enough of either kind: the accuracy must be told as finely as the bias.
+        halves (`bool`, defaults to `True`): `False` draws the validation questions in their own proportions.
         occupations (`bool`, defaults to `False`): divide by whole occupations (see [`~peft_dso.questions.hold_out`]).
 
     Returns:
@@ -95,7 +98,17 @@ def parts_of(
             [*(row for key, row in rows if key not in common), *part]
             for rows, part in zip(keyed, (fitted, chosen, held), strict=True)
         )
-    return Parts([dict(row) for row in train], subset(validation, validated), subset(test, measured))
+    draw = _halves if halves else subset
+    return Parts([dict(row) for row in train], draw(validation, validated), subset(test, measured))
+
+
+def _halves(rows: Sequence[Mapping[str, Any]], count: Optional[int]) -> Rows:
+    """About `count` questions, half of them ambiguous; more of one kind where the other has too few."""
+    if count is None or count >= len(rows):
+        return [dict(row) for row in rows]
+    ambiguous = sum(row.get("right") is None for row in rows)
+    fewer = min(ambiguous, len(rows) - ambiguous)
+    return subset(rows, max(1, count // 2, count - fewer), each_kind=True)
 
 
 def check_parts(parts: Parts, methods: Sequence[Method], occupations: Sequence[Occupation] = OCCUPATIONS) -> None:
