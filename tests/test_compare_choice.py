@@ -10,10 +10,10 @@ from models import tiny_questions
 from peft_dso import cli
 from peft_dso.baselines.comparison import Comparison, Fit, compare
 from peft_dso.baselines.methods import METHODS, chosen_methods
-from peft_dso.baselines.outcome import chosen_results, chosen_strength
+from peft_dso.baselines.outcome import chosen_results, chosen_strength, warning_lines
 from peft_dso.baselines.outcome_card import card_section
 from peft_dso.baselines.parts import Parts, check_parts, digest, parts_of
-from peft_dso.evaluation import Report, StrengthResult
+from peft_dso.evaluation import Report, StrengthResult, load_report, save_report
 from peft_dso.evaluation.measures import Measure
 from peft_dso.questions import coreference_questions, pronoun_questions, subset
 
@@ -50,6 +50,24 @@ def test_one_question_may_be_lost():
     assert chosen_strength(line, allowed=0.02) == 0
     section = card_section(made({"caa": (line, line)}))
     assert "48 unambiguous validation questions; a loss of 0.0208 (one question) was allowed." in section
+
+
+def with_mass(line, masses):
+    for found, mass in zip(line, masses, strict=True):
+        found.measures["mass"] = Measure(mass, 0.001, 100)
+        found.measures["accuracy_change"] = Measure(found.measures["accuracy"].value - 1, 0.001, 100)
+    return line
+
+
+def test_a_strength_that_answers_nothing_is_not_chosen():
+    line = with_mass([result(0, 0.5), result(0.5, 0.4), result(1, 0.3), result(2, 0.0)], [0.03, 0.02, 0.0151, 0.0149])
+    assert chosen_strength(line) == chosen_strength(line, "neutral_kl") == 1
+    line = with_mass([result(0, 0.5), result(0.5, 0.3), result(1, 0.1)], [0.8, 0.41, 0.39])
+    found = made({"caa": (line, line), "iti": (line[:2], line[:2])})
+    assert {name: r.strength for name, r in chosen_results(found, "accuracy").items()} == {"caa": 0.5, "iti": 0.5}
+    (words,) = warning_lines(found)
+    assert words.startswith("caa: test: both answers lose their probability, from 0.800 at strength 0 to 0.390")
+    assert words in card_section(found)
 
 
 def made(lines):
@@ -243,8 +261,13 @@ def test_the_command(tmp_path, capsys):
     assert parts.validation != earlier.validation
     noted = {**json.loads(record.read_text()), "test": digest(parts.test), "validation": digest(earlier.validation)}
     record.write_text(json.dumps(noted))
+    report = load_report(tmp_path / "out" / "caa" / "report.json")
+    for results in report.sets.values():
+        with_mass(results, [0.9 if r.strength == 0 else 0.0 for r in results])
+    save_report(report, tmp_path / "out" / "caa" / "report.json")
     assert cli.main([*call, "caa", "--measure-on", "8"]) == 0
-    assert "fitted already" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "fitted already" in out and "\ncaa: test: both answers lose their probability" in out
     assert cli.main([*call, "caa,magic"]) == 1
     assert "choose of dso, caa" in capsys.readouterr().err
 

@@ -8,9 +8,10 @@ from typing import Optional
 
 import numpy as np
 
-from ..evaluation import Record, Report, StrengthResult
+from ..evaluation import Record, Report, StrengthResult, warnings_of
 from ..evaluation.measures import MEASURES, Measure
 from ..evaluation.report import aligned
+from ..evaluation.warnings import halves_mass
 from .comparison import Comparison, Fit
 
 
@@ -69,7 +70,8 @@ def chosen_strength(
     validation: Sequence[StrengthResult], budget: str = "accuracy", allowed: Optional[float] = None
 ) -> float:
     """
-    The strength with the least bias among those that meet a budget, on the validation part.
+    The strength with the least bias among those that meet a budget and still answer, on the validation part: at least
+    half of the base's probability is left on the named answers.
 
     Args:
         validation (`Sequence[StrengthResult]`): with strength 0.
@@ -89,6 +91,8 @@ def chosen_strength(
         raise ValueError(f"{budget} at strength 0 was not measured on the validation part.")
 
     def meets(r: StrengthResult) -> bool:
+        if halves_mass(base, r):
+            return False
         if budget == "accuracy":
             loss = accuracy_loss(base.measures[budget].n) if allowed is None else allowed
             return r.measures[budget].value >= base.measures[budget].value - loss - 1e-9  # of the rounding of shares
@@ -169,6 +173,17 @@ def format_comparison(comparison: Comparison) -> str:
     text = aligned(table_lines(comparison))
     failed = "".join(f"\n{name} failed: {reason}" for name, reason in comparison.failures.items())
     return text + ("\n" + failed if failed else "")
+
+
+def warning_lines(comparison: Comparison) -> list[str]:
+    """What not to overlook on the test part, see [`~peft_dso.evaluation.warnings_of`]: of the base, then by method."""
+    found: list[str] = []
+    for name, reports in comparison.reports.items():
+        results = averaged(reports)
+        of_base = warnings_of(Report({"test": [r for r in results if r.strength == 0]}))
+        found[:0] = [line for line in (f"base: {words}" for words in of_base) if line not in found]
+        found += [f"{name}: {words}" for words in warnings_of(Report({"test": results})) if words not in of_base]
+    return found
 
 
 def records_of_comparison(comparison: Comparison) -> list[Record]:

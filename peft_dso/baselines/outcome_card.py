@@ -24,6 +24,7 @@ from .outcome import (
     chosen_results,
     records_of_comparison,
     table_lines,
+    warning_lines,
 )
 
 
@@ -83,7 +84,7 @@ def card_section(comparison: Comparison) -> str:
 
     Returns:
         `str`: what was compared on, each method at the strength that the validation part chose within a budget of
-        accuracy and of KL, whether DSO is ahead, and all strengths.
+        accuracy and of KL, whether DSO is ahead, all strengths, and what not to overlook in them.
     """
     described = "; ".join(f"{key}: {value}" for key, value in comparison.description.items())
     methods = "\n".join(
@@ -102,6 +103,7 @@ def card_section(comparison: Comparison) -> str:
         ),
         _budget_section(comparison, "neutral_kl", f"At most {NEUTRAL_KL:g} nats per token of neutral text"),
         f"### All strengths\n\n{_markdown(table_lines(comparison))}\n{failed}",
+        "\n".join(f"- {line}" for line in warning_lines(comparison)),
     ]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     from ..baselines.claims import claimed
     from ..baselines.comparison import compare
     from ..baselines.methods import chosen_methods
-    from ..baselines.outcome import format_comparison
+    from ..baselines.outcome import format_comparison, warning_lines
     from ..baselines.outcome_card import save_comparison
     from ..baselines.parts import digest, parts_of
     from ..models import load_base
@@ -81,5 +81,7 @@ def run(options: argparse.Namespace) -> int:
     )
     written = save_comparison(found, options.out)
     say(f"\n{format_comparison(found)}\n")
+    for line in warning_lines(found):
+        say(line)
     say("Wrote " + ", ".join(str(path) for path in written))
     return 1 if found.failures else 0
