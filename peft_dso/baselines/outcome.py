@@ -101,13 +101,14 @@ def chosen_strength(
     return min((r for r in validation if r.strength == 0 or meets(r)), key=lambda r: r.measures["bias"].value).strength
 
 
-def chosen_results(comparison: Comparison, budget: str) -> dict[str, StrengthResult]:
+def chosen_results(comparison: Comparison, budget: str, part: str = "test") -> dict[str, StrengthResult]:
     """
-    What each method gives on the test part at the strength that was chosen on the validation part.
+    What each method gives at the strength that was chosen on the validation part.
 
     Args:
         comparison (`Comparison`): the results.
         budget (`str`): see [`chosen_strength`].
+        part (`str`, defaults to `"test"`): on which part; `"validation"` for what it was chosen by.
 
     Returns:
         `dict[str, StrengthResult]`: by method; those for which the budget was not measured are left out. Of the
@@ -122,7 +123,7 @@ def chosen_results(comparison: Comparison, budget: str) -> dict[str, StrengthRes
         if not validation or any(budget not in r.measures for r in validation):
             continue
         strength = chosen_strength(validation, budget)
-        found[name] = next(r for r in averaged(reports) if r.strength == strength)
+        found[name] = next(r for r in averaged(reports, part) if r.strength == strength)
     return found
 
 
