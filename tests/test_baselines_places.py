@@ -66,6 +66,8 @@ def test_a_block_that_returns_a_list():
 
 
 def test_a_comparison_says_how_to_leave_it_out(tmp_path):
-    with pytest.raises(ValueError, match=r"caa-residual cannot be fitted.*--methods dso,caa,iti,.*,prompting\."):
+    with pytest.raises(
+        ValueError, match=r"Without that caa-residual cannot be had; .*--methods dso,caa,iti,.*,prompting\."
+    ):
         compare(lambda: (model_of("qwen3_moe"), TOKENIZER), PARTS, tmp_path / "out", ["caa", "caa-residual"])
     assert not (tmp_path / "out").exists()
