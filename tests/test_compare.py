@@ -155,9 +155,15 @@ def test_seeds_are_fitted_apart(tmp_path):
         spread = np.std([a.value, b.value], ddof=1)
         error = math.sqrt((a.standard_error**2 + b.standard_error**2) / 2 + spread**2 / 2)
         assert m.standard_error == pytest.approx(error)
-    save_comparison(found, tmp_path)
+    (tmp_path / "caa-seedling").mkdir()
+    said = []
+    again = run(tmp_path, ["caa"], settings=settings, said=said)  # with fewer seeds: the others stay
+    assert again == found and "\n".join(said).count("measured already") == 2
+    save_comparison(again, tmp_path)
     methods = {r.method for r in load_records(tmp_path / "records.json")}
     assert methods == {"caa", "caa-seed0", "caa-seed1"}
+    others = run(tmp_path, ["caa"], settings={"caa": {"layer": 0, "pairs": 4}})
+    assert others.failures.keys() == {"caa", "caa-seed1"} and "was fitted with" in others.failures["caa-seed1"]
     assert table_lines(found)[0][-3] == "bias over fits"
 
 

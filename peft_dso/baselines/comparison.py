@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -25,51 +25,17 @@ from ..questions import OCCUPATIONS, Occupation
 from ..tuner.sites import fingerprint
 from .adapters import biases_meant
 from .claims import check_free, claim, weights_mark
+from .fits import Comparison, Fit, label_of, seeds_of
 from .methods import METHODS, Method, chosen_methods
 from .parts import Parts, check_model, check_parts, digest
 from .prompting import WORDINGS, choose_prompt, prompts
 
 
+__all__ = ["Comparison", "Fit", "compare"]
 Load = Callable[[], tuple[Any, Any]]
 Say = Callable[[str], Any]
 # What the user or the machine can be at fault for; anything else is a mistake of the program and is to be seen.
 MENDABLE = (ValueError, TypeError, KeyError, ImportError, OSError, FloatingPointError, RuntimeError)
-
-
-@dataclass
-class Fit:
-    """
-    What a fit took.
-
-    Args:
-        seconds (`float`): wall-clock time.
-        parameters (`int`): values of the adapter that are not zero.
-        note (`str`): what was chosen, in words.
-        seed (`int`): of the fit.
-    """
-
-    seconds: float
-    parameters: int
-    note: str = ""
-    seed: int = 0
-
-
-@dataclass
-class Comparison:
-    """
-    What a comparison found. Methods are named as on the command line, wordings as `"prompting: request"`.
-
-    Args:
-        reports (`dict[str, list[Report]]`): by method, one report per seed with the sets `"test"` and `"validation"`.
-        fits (`dict[str, list[Fit]]`): by method, one per seed.
-        failures (`dict[str, str]`): by method (and seed) the reason why it is not among the reports.
-        description (`dict[str, Any]`): what was compared on.
-    """
-
-    reports: dict[str, list[Report]] = field(default_factory=dict)
-    fits: dict[str, list[Fit]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    description: dict[str, Any] = field(default_factory=dict)
 
 
 def compare(
@@ -94,7 +60,8 @@ def compare(
         parts (`Parts`): the questions (see [`parts_of`]).
         out (`str`): the folder; each fitted method lies in `out/METHOD`, of further seeds in `out/METHOD-seed1`.
         methods (`Sequence[str]`, *optional*): of `METHODS`; default all.
-        seeds (`int`, defaults to 1): fits per method, which shows how much they differ.
+        seeds (`int`, defaults to 1): fits per method, which shows how much they differ. Those of earlier calls
+            in the folder stay.
         neutral (`Sequence[str]`, *optional*): texts that have nothing to do with the questions, for the KL on them.
         occupations (`Sequence[Occupation]`): who knows the majority where the answers do not say a gender.
         settings (`Mapping[str, Mapping[str, Any]]`, *optional*): by method, settings of its fit.
@@ -116,8 +83,8 @@ def compare(
         raise ValueError(f"seeds={seeds!r}: give a whole number of at least 1.")
     check_parts(parts, chosen, occupations)
     folder = Path(out)
-    jobs = [(method, seed) for method in chosen for seed in range(seeds if method.fit else 1)]
-    check_free(folder, [_label(*job) for job in jobs])
+    jobs = [(method, seed) for method in chosen for seed in seeds_of(folder, method, seeds)]
+    check_free(folder, [label_of(*job) for job in jobs])
     model, processor = load()
     check_model(model, processor, parts, chosen)
     base = {**fingerprint(model), "dtype": str(model.dtype), "weights": weights_mark(model)}
@@ -142,7 +109,7 @@ def compare(
     )
     work = _Work(load, parts, folder, neutral, occupations, say, progress)
     for number, (method, seed) in enumerate(jobs):
-        label = _label(method, seed)
+        label = label_of(method, seed)
         say(f"[{number + 1}/{len(jobs)}] {label}: {method.description}")
         try:
             if method.fit is None:
@@ -156,11 +123,6 @@ def compare(
         if method not in chosen:
             work.found_before(method, found)
     return found
-
-
-def _label(method: Method, seed: int) -> str:
-    """The name of a fit's folder."""
-    return method.name if seed == 0 else f"{method.name}-seed{seed}"
 
 
 @dataclass

@@ -12,7 +12,7 @@ from ..evaluation import Record, Report, StrengthResult, warnings_of
 from ..evaluation.measures import MEASURES, Measure
 from ..evaluation.report import aligned
 from ..evaluation.warnings import halves_mass
-from .comparison import Comparison, Fit
+from .fits import Comparison, Fit
 
 
 ACCURACY_LOSS = 0.02  # of the base's unambiguous accuracy, that a method may cost to be called as able

@@ -12,7 +12,7 @@ from ..evaluation import Report, StrengthResult, save_records
 from ..evaluation.figures import save
 from ..evaluation.measures import MEASURES
 from ..evaluation.plots import draw_pareto, draw_sweep
-from .comparison import Comparison
+from .fits import Comparison
 from .methods import METHODS
 from .outcome import (
     ACCURACY_LOSS,
