@@ -1,17 +1,20 @@
 """The comparison of methods: fitted once, measured on the same questions, gone on with, and what it says."""
 
 import csv
+import json
 import math
 import shutil
 import warnings
 
 import numpy as np
 import pytest
+import transformers as tf
 from compared import PARTS, SMALL, TEXTS, TOKENIZER, load, run
+from models import GPT2, randomize
 from peft import PeftModel
 from peft.utils.warning import PeftWarning
 
-from peft_dso.baselines import WORDINGS
+from peft_dso.baselines import WORDINGS, prompts
 from peft_dso.baselines.comparison import Comparison, Fit, compare
 from peft_dso.baselines.methods import METHODS
 from peft_dso.baselines.outcome import averaged, format_comparison, records_of_comparison, table_lines
@@ -69,6 +72,14 @@ def test_the_files(world):
     assert iti["test", 1.0, "bias"] == next(r for r in report.sets["test"] if r.strength == 1).measures["bias"].value
     assert iti["fit", 1.0, "parameters"] == found.fits["iti"][0].parameters
     assert ("fit", 1.0, "fit_seconds") in iti
+    places = [
+        {(r.method, r.set, r.strength, r.measure) for r in load_records(folder / name)}
+        for name in ("records.json", "comparison.csv")
+    ]
+    assert places[0] == places[1] and ("iti", "test", 1 / 3, "bias") in places[1]
+    marks = {r.method: r.value for r in records if r.measure == "chosen"}
+    chosen = json.loads((folder / "prompting" / "fit.json").read_text())["chosen"]
+    assert marks == {f"prompting: {name}": float(name == chosen) for name in WORDINGS}
 
 
 def test_the_table_has_a_row_per_method_and_strength(world):
@@ -78,7 +89,9 @@ def test_the_table_has_a_row_per_method_and_strength(world):
     expected = 1 + sum(r.strength != 0 for reports in found.reports.values() for r in reports[0].sets["test"])
     assert len(rows) == expected and rows[0][:2] == ["base", "-"]
     assert all(len(row) == len(head) for row in rows)
-    assert [row[1] for row in rows if row[0] == "prompting: role"] == ["-"]
+    marked = [row[0] for row in rows if row[0].endswith(" (chosen)")]
+    (chosen,) = [name for name, fits in found.fits.items() if ": " in name and fits[0].note]
+    assert marked == [f"{chosen} (chosen)"] and [row[1] for row in rows if row[0] in marked] == ["-"]
     assert format_comparison(found).count("\n") == expected
 
 
@@ -223,3 +236,30 @@ def test_a_folder_of_the_users_is_never_deleted(tmp_path):
     mine.unlink()  # what is empty is nobody's
     found = run(tmp_path / "out", ["caa"], settings={"caa": {"layer": 1, "pairs": 4}})
     assert not found.failures and (mine.parent / "fit.json").is_file()
+
+
+def test_a_wording_that_is_too_long_is_left_out_alone(tmp_path):
+    before = "The man who was late because he left when a man left said that he is late . " * 2
+    parts = Parts(*([{**row, "prompt": before + row["prompt"]} for row in part] for part in vars(PARTS).values()))
+    rows = [*parts.validation, *parts.test]
+    longest = {
+        knob.name: max(len(TOKENIZER(knob.rewrite(row)["prompt"])["input_ids"]) for row in rows)
+        for knob in prompts(TOKENIZER, parts.train)
+    }
+    limit = longest["preamble"]
+    assert longest["few-shot"] > limit and max(longest["request"], longest["role"]) <= limit
+    said = []
+
+    def short(positions):
+        config = tf.GPT2Config(**{**GPT2, "n_positions": positions})
+        return lambda: (randomize(tf.GPT2LMHeadModel(config).eval()), TOKENIZER)
+
+    found = compare(short(limit), parts, tmp_path / "out", ["caa", "prompting"], settings=SMALL, say=said.append)
+    assert not found.failures
+    assert {name.partition(": ")[2] for name in found.reports} - {""} >= {"request", "preamble", "role"}
+    assert "prompting: few-shot" not in found.reports
+    (line,) = [line for line in said if "'few-shot' is left out" in line]
+    assert f"positions for {limit}" in line and said.index(line) < said.index(next(x for x in said if "[1/2]" in x))
+    least = max(longest["role"], longest["request"]) - 1
+    found = compare(short(least), parts, tmp_path / "less", ["prompting"], settings=SMALL)
+    assert list(found.reports) == [f"prompting: {min(('role', 'request'), key=longest.get)}"]

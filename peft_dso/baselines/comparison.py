@@ -28,7 +28,7 @@ from .claims import check_free, claim, weights_mark
 from .fits import Comparison, Fit, label_of, seeds_of
 from .methods import METHODS, Method, chosen_methods
 from .parts import Parts, check_model, check_parts, digest
-from .prompting import WORDINGS, choose_prompt, prompts
+from .prompting import WORDINGS, askable_wordings, choose_prompt, prompts
 
 
 __all__ = ["Comparison", "Fit", "compare"]
@@ -87,6 +87,10 @@ def compare(
     check_free(folder, [label_of(*job) for job in jobs])
     model, processor = load()
     check_model(model, processor, parts, chosen)
+    wordings: list[str] = []
+    if any(method.fit is None for method in chosen):
+        asked = [*parts.validation, *parts.test]
+        wordings = askable_wordings(model, processor, parts.train, asked, occupations=occupations, say=say)
     base = {**fingerprint(model), "dtype": str(model.dtype), "weights": weights_mark(model)}
     del model
     changes = {name: dict(value) for name, value in (settings or {}).items()}
@@ -107,7 +111,7 @@ def compare(
             "occupations": digest([vars(occupation) for occupation in occupations]),
         },
     )
-    work = _Work(load, parts, folder, neutral, occupations, say, progress)
+    work = _Work(load, parts, folder, neutral, occupations, wordings, say, progress)
     for number, (method, seed) in enumerate(jobs):
         label = label_of(method, seed)
         say(f"[{number + 1}/{len(jobs)}] {label}: {method.description}")
@@ -134,6 +138,7 @@ class _Work:
     folder: Path
     neutral: Optional[Sequence[str]]
     occupations: Sequence[Occupation]
+    wordings: Sequence[str]
     say: Say
     progress: bool
 
@@ -230,7 +235,9 @@ class _Work:
     def prompt(self, method: Method, found: Comparison) -> None:
         """Measure the wordings, and mark the one that validates best."""
         model, processor = self.load()
-        knobs = prompts(processor, self.parts.train, occupations=self.occupations)
+        if not self.wordings:
+            raise ValueError("The model has positions for no wording of the longest question: shorten the questions.")
+        knobs = prompts(processor, self.parts.train, self.wordings, occupations=self.occupations)
         folder = self.folder / method.name
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "fit.json"

@@ -136,6 +136,11 @@ def cell(key: str, measure: Optional[Measure]) -> str:
     return text if math.isnan(measure.standard_error) else f"{text} ± {measure.standard_error:.{digits}f}"
 
 
+def shown_name(comparison: Comparison, name: str) -> str:
+    """A method's name, with a mark on the wording that was chosen on the validation part."""
+    return f"{name} (chosen)" if ": " in name and comparison.fits[name][0].note else name
+
+
 def table_lines(comparison: Comparison) -> list[list[str]]:
     """
     The table, the heading first: a row per method and strength with bias, gap, unambiguous accuracy, the probability
@@ -158,7 +163,7 @@ def table_lines(comparison: Comparison) -> list[list[str]]:
     ]
     for name, r, reports, fits in rows:
         strength = "-" if name == "base" or ": " in name else f"{r.strength:.3g}"
-        cells = [name, strength, *(cell(key, r.measures.get(key)) for key in keys)]
+        cells = [shown_name(comparison, name), strength, *(cell(key, r.measures.get(key)) for key in keys)]
         if several:
             biases = [s.measures["bias"].value for p in reports for s in p.sets["test"] if s.strength == r.strength]
             cells.append(", ".join(f"{value:.3f}" for value in biases) if len(biases) > 1 else "-")
@@ -191,7 +196,7 @@ def records_of_comparison(comparison: Comparison) -> list[Record]:
     """
     Flat records: of each method and set what was measured at each strength, the mean over the fits; with several fits
     each of them too, as `METHOD-seed1`. What a fit took are the records `fit_seconds` and `parameters` of the set
-    `fit`.
+    `fit`; of a wording `chosen` says there whether it was (1) or not (0).
 
     Args:
         comparison (`Comparison`): the results.
@@ -213,6 +218,8 @@ def records_of_comparison(comparison: Comparison) -> list[Record]:
             for fit, report in zip(comparison.fits[name], reports, strict=True):
                 add(f"{name}-seed{fit.seed}", report.sets)
         fits = comparison.fits[name]
+        if ": " in name:
+            found.append(Record("fit", 1.0, "chosen", float(bool(fits[0].note)), math.nan, 1, name))
         for key, values in (
             ("fit_seconds", [fit.seconds for fit in fits]),
             ("parameters", [float(fit.parameters) for fit in fits]),

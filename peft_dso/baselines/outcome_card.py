@@ -23,6 +23,7 @@ from .outcome import (
     cell,
     chosen_results,
     records_of_comparison,
+    shown_name,
     table_lines,
     warning_lines,
 )
@@ -152,7 +153,7 @@ def save_comparison(comparison: Comparison, folder: str | os.PathLike[str]) -> l
         begin = before.find(BEGIN)
         kept = before if begin < 0 else before[:begin] + before[before.find(END) + len(END) :].lstrip("\n")
         card.write_text(f"{kept.rstrip()}\n\n{BEGIN}\n{section}{END}\n", encoding="utf-8")
-    lines = {name: averaged(reports) for name, reports in comparison.reports.items()}
+    lines = {shown_name(comparison, name): averaged(reports) for name, reports in comparison.reports.items()}
     for name, draw in _pictures(lines).items():
         try:
             figure = draw()
