@@ -8,20 +8,20 @@ import warnings
 
 import numpy as np
 import pytest
-import transformers as tf
 from compared import PARTS, SMALL, TEXTS, TOKENIZER, load, run
-from models import GPT2, randomize
 from peft import PeftModel
 from peft.utils.warning import PeftWarning
 
-from peft_dso.baselines import WORDINGS, prompts
+from peft_dso import cli
+from peft_dso.baselines import WORDINGS
 from peft_dso.baselines.comparison import Comparison, Fit, compare
 from peft_dso.baselines.methods import METHODS
 from peft_dso.baselines.outcome import averaged, format_comparison, records_of_comparison, table_lines
 from peft_dso.baselines.outcome_card import card_section, save_comparison
 from peft_dso.baselines.parts import Parts
-from peft_dso.evaluation import Report, StrengthResult, load_records, sweep
+from peft_dso.evaluation import Report, StrengthResult, load_records, load_report, save_report, sweep
 from peft_dso.evaluation.measures import Measure
+from peft_dso.inspect import REPORT, VECTORS, describe, read_adapter
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,46 @@ def test_the_section_of_the_card_is_put_in_once(world):
     assert section in once
     for name in METHODS:
         assert f"*{name}*" in section
+
+
+def test_the_card_of_dso_says_what_was_measured(world, tmp_path):
+    folder, found, _ = world
+    copied = tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    text = (copied / "dso" / "README.md").read_text()
+    bias = found.reports["dso"][0].sets["test"][-1].measures["bias"].value
+    assert f"{bias:.3f}" in text.partition("## What was measured")[2].partition("## Limits")[0]
+    assert "More Information Needed" not in text and "has been measured here" not in text
+    section = (copied / "comparison.md").read_text()
+    for arguments in ([], ["--report", str(copied / "dso")], ["--license", "mit"]):
+        assert cli.main(["card", str(copied / "dso"), *arguments]) == 0
+        again = (copied / "dso" / "README.md").read_text()
+        assert again.count(section) == 1 and again.replace("license: mit\n", "") == text
+    for name in ("dso", "caa", "lineas", "counterfactual-pairs"):
+        config, _ = read_adapter(copied / name)
+        assert load_report(copied / name / REPORT).description[VECTORS] == config.vectors_sha256
+        assert "measured      test" in describe(copied / name)
+    assert not (copied / "iti" / REPORT).exists()
+
+
+@pytest.mark.parametrize("methods", [["dso"], ["caa"]])
+def test_a_folder_of_an_earlier_version_gets_its_card(world, tmp_path, methods):
+    """Its reports name no vectors, and the card is PEFT's with the section behind it."""
+    folder, _, _ = world
+    copied = tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    (copied / "dso" / REPORT).unlink()
+    report = load_report(copied / "dso" / "report.json")
+    save_report(Report(report.sets, {"answers": "probabilities", "knob": "DSO"}), copied / "dso" / "report.json")
+    (copied / "dso" / "README.md").write_text("Nothing has been measured here.\n\n<!-- comparison -->\n# Old\n"
+                                              "<!-- end of comparison -->\n")  # fmt: skip
+    save_comparison(run(copied, methods), copied)
+    text = (copied / "dso" / "README.md").read_text()
+    assert "## What was measured" in text and "has been measured here" not in text and "# Old" not in text
+    assert (copied / "comparison.md").read_text() in text and text.count("<!-- comparison -->") == 1
+    (copied / "dso" / "README.md").write_text(f"By hand.\n{text}")
+    save_comparison(run(copied, methods), copied)
+    assert (copied / "dso" / "README.md").read_text() == f"By hand.\n{text}"
 
 
 def test_what_is_done_is_not_done_again(world, tmp_path):
@@ -219,47 +259,3 @@ def test_a_seed_that_failed_does_not_rename_the_others():
     reports = [Report({"test": [StrengthResult(1.0, {"bias": Measure(0.1, 0.0, 4)})]}) for _ in fits]
     records = records_of_comparison(Comparison({"iti": reports}, {"iti": fits}))
     assert {r.method for r in records} == {"iti", "iti-seed1", "iti-seed2"}
-
-
-def test_a_folder_of_the_users_is_never_deleted(tmp_path):
-    mine = tmp_path / "out" / "caa" / "notes.txt"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("years of work")
-    with pytest.raises(ValueError, match="caa is in the way and no fit.*Move it"):
-        run(tmp_path / "out", ["iti", "caa"])
-    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["caa", "notes.txt"]
-    assert mine.read_text() == "years of work"
-    (tmp_path / "file").mkdir()
-    (tmp_path / "file" / "prompting").write_text("mine")
-    with pytest.raises(ValueError, match="prompting is in the way"):
-        run(tmp_path / "file", ["prompting"])
-    mine.unlink()  # what is empty is nobody's
-    found = run(tmp_path / "out", ["caa"], settings={"caa": {"layer": 1, "pairs": 4}})
-    assert not found.failures and (mine.parent / "fit.json").is_file()
-
-
-def test_a_wording_that_is_too_long_is_left_out_alone(tmp_path):
-    before = "The man who was late because he left when a man left said that he is late . " * 2
-    parts = Parts(*([{**row, "prompt": before + row["prompt"]} for row in part] for part in vars(PARTS).values()))
-    rows = [*parts.validation, *parts.test]
-    longest = {
-        knob.name: max(len(TOKENIZER(knob.rewrite(row)["prompt"])["input_ids"]) for row in rows)
-        for knob in prompts(TOKENIZER, parts.train)
-    }
-    limit = longest["preamble"]
-    assert longest["few-shot"] > limit and max(longest["request"], longest["role"]) <= limit
-    said = []
-
-    def short(positions):
-        config = tf.GPT2Config(**{**GPT2, "n_positions": positions})
-        return lambda: (randomize(tf.GPT2LMHeadModel(config).eval()), TOKENIZER)
-
-    found = compare(short(limit), parts, tmp_path / "out", ["caa", "prompting"], settings=SMALL, say=said.append)
-    assert not found.failures
-    assert {name.partition(": ")[2] for name in found.reports} - {""} >= {"request", "preamble", "role"}
-    assert "prompting: few-shot" not in found.reports
-    (line,) = [line for line in said if "'few-shot' is left out" in line]
-    assert f"positions for {limit}" in line and said.index(line) < said.index(next(x for x in said if "[1/2]" in x))
-    least = max(longest["role"], longest["request"]) - 1
-    found = compare(short(least), parts, tmp_path / "less", ["prompting"], settings=SMALL)
-    assert list(found.reports) == [f"prompting: {min(('role', 'request'), key=longest.get)}"]

@@ -21,10 +21,13 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 
 from ..evaluation import Report, load_report, save_report, sweep
+from ..export.card import save_card
+from ..inspect import REPORT, VECTORS
 from ..questions import OCCUPATIONS, Occupation
 from ..tuner.sites import fingerprint
 from .adapters import biases_meant
 from .claims import check_free, claim, weights_mark
+from .dso import fit_dso
 from .fits import Comparison, Fit, label_of, seeds_of
 from .methods import METHODS, Method, chosen_methods
 from .parts import Parts, check_model, check_parts, digest
@@ -129,6 +132,16 @@ def compare(
     return found
 
 
+def _show_measured(method: Method, folder: Path) -> None:
+    """Put what was measured of DSO's pairs where `peft-dso inspect` and cards look for it, and into DSO's own card."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    if config["peft_type"] != "DSO" or (folder / REPORT).is_file():
+        return
+    shutil.copyfile(folder / "report.json", folder / REPORT)
+    if method.fit is fit_dso:
+        save_card(folder)
+
+
 @dataclass
 class _Work:
     """What fits and measures one method after the other."""
@@ -156,8 +169,11 @@ class _Work:
             # What is measured is what was saved.
             with biases_meant():
                 model = PeftModel.from_pretrained(model, folder).eval()
+            vectors = getattr(model.peft_config["default"], VECTORS, None)  # of DSO's pairs
             report = self._measured(model, processor, method.strengths)
+            report.description.update({} if vectors is None else {VECTORS: vectors})
             save_report(report, path)
+        _show_measured(method, folder)
         found.reports.setdefault(method.name, []).append(report)
         found.fits.setdefault(method.name, []).append(fit)
 
@@ -176,6 +192,7 @@ class _Work:
                 noted = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
                 found.reports.setdefault(method.name, []).append(load_report(folder / "report.json"))
                 found.fits.setdefault(method.name, []).append(Fit(**noted["fit"]))
+                _show_measured(method, folder)
                 self.say(f"{folder.name}: from an earlier comparison")
 
     @staticmethod

@@ -12,6 +12,7 @@ from ..evaluation import Report, StrengthResult, save_records
 from ..evaluation.figures import save
 from ..evaluation.measures import MEASURES
 from ..evaluation.plots import draw_pareto, draw_sweep
+from ..export.card import COMPARISON
 from .fits import Comparison
 from .methods import METHODS
 from .outcome import (
@@ -29,7 +30,7 @@ from .outcome import (
 )
 
 
-BEGIN, END = "<!-- comparison -->", "<!-- end of comparison -->"
+BEGIN, END = COMPARISON
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
