@@ -240,9 +240,7 @@ def test_answers_that_share_their_first_token(tmp_path):
         p, q = [], []
         for found, switched_off in ((p, False), (q, True)):
             with torch.no_grad(), model.disable_adapter() if switched_off else nullcontext():
-                first, second = (
-                    model(torch.tensor([[*ids, *more]])).logits[0, -1].softmax(-1) for more in ((), (he,))
-                )
+                first, second = (model(torch.tensor([[*ids, *more]])).logits[0, -1].softmax(-1) for more in ((), (he,)))
             found += [first, torch.stack([second[said], second[left], 1 - second[said] - second[left]])]
         kl += float((p[0] * (p[0] / q[0]).log()).sum() + p[0][he] * (p[1] * (p[1] / q[1]).log()).sum()) / len(rows)
     assert job.state.log_history[0]["kl"] == pytest.approx(kl, rel=1e-3)
