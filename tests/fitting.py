@@ -30,7 +30,7 @@ def heard(model, module, ids, side="output", **more):
     """What goes into or comes out of a module for one text alone, shape (tokens, d), as float64."""
     kept = []
     if side == "output":
-        handle = module.register_forward_hook(lambda m, a, out: kept.append(out[0] if isinstance(out, tuple) else out))
+        handle = module.register_forward_hook(lambda m, a, o: kept.append(o[0] if isinstance(o, (tuple, list)) else o))
     else:
         handle = module.register_forward_pre_hook(lambda m, a: kept.append(a[0]))
     with torch.no_grad():

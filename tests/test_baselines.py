@@ -16,7 +16,7 @@ from peft_dso.baselines import (
 )
 from peft_dso.baselines.activations import read_activations
 from peft_dso.baselines.adapters import pairs_of
-from peft_dso.baselines.places import attention_outputs, block_norms, residual_writer
+from peft_dso.baselines.places import attention_outputs, block_norms
 
 
 # --- activations -----------------------------------------------------------------------------------------------------
@@ -111,13 +111,6 @@ def test_caa_in_the_residual_stream_adds_to_the_output_of_the_block(name):
         np.testing.assert_allclose(steered - heard(plain, plain.get_submodule(block), ids),
                                    np.tile(strength * vector, (ids.shape[1], 1)), atol=2e-5)  # fmt: skip
     assert (fitted.peft_type == "LORA") == (name != "gemma3")
-
-
-def test_what_is_no_residual_writer_is_refused():
-    """The experts of Mixtral write last, and are no linear layer; the attention's output also goes through them."""
-    model = model_of("mixtral")
-    with pytest.raises(ValueError, match="residual stream"):
-        residual_writer(model, "model.layers.0", contrast(TOKENIZER, ROWS).positive[0])
 
 
 @pytest.mark.parametrize("variant", ["norm", "residual"])

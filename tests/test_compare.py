@@ -1,6 +1,7 @@
 """The comparison of methods: fitted once, measured on the same questions, gone on with, and what it says."""
 
 import csv
+import json
 import math
 import shutil
 import warnings
@@ -11,14 +12,16 @@ from compared import PARTS, SMALL, TEXTS, TOKENIZER, load, run
 from peft import PeftModel
 from peft.utils.warning import PeftWarning
 
+from peft_dso import cli
 from peft_dso.baselines import WORDINGS
 from peft_dso.baselines.comparison import Comparison, Fit, compare
 from peft_dso.baselines.methods import METHODS
 from peft_dso.baselines.outcome import averaged, format_comparison, records_of_comparison, table_lines
 from peft_dso.baselines.outcome_card import card_section, save_comparison
 from peft_dso.baselines.parts import Parts
-from peft_dso.evaluation import Report, StrengthResult, load_records, sweep
+from peft_dso.evaluation import Report, StrengthResult, load_records, load_report, save_report, sweep
 from peft_dso.evaluation.measures import Measure
+from peft_dso.inspect import REPORT, VECTORS, describe, read_adapter
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,14 @@ def test_the_files(world):
     assert iti["test", 1.0, "bias"] == next(r for r in report.sets["test"] if r.strength == 1).measures["bias"].value
     assert iti["fit", 1.0, "parameters"] == found.fits["iti"][0].parameters
     assert ("fit", 1.0, "fit_seconds") in iti
+    places = [
+        {(r.method, r.set, r.strength, r.measure) for r in load_records(folder / name)}
+        for name in ("records.json", "comparison.csv")
+    ]
+    assert places[0] == places[1] and ("iti", "test", 1 / 3, "bias") in places[1]
+    marks = {r.method: r.value for r in records if r.measure == "chosen"}
+    chosen = json.loads((folder / "prompting" / "fit.json").read_text())["chosen"]
+    assert marks == {f"prompting: {name}": float(name == chosen) for name in WORDINGS}
 
 
 def test_the_table_has_a_row_per_method_and_strength(world):
@@ -78,7 +89,9 @@ def test_the_table_has_a_row_per_method_and_strength(world):
     expected = 1 + sum(r.strength != 0 for reports in found.reports.values() for r in reports[0].sets["test"])
     assert len(rows) == expected and rows[0][:2] == ["base", "-"]
     assert all(len(row) == len(head) for row in rows)
-    assert [row[1] for row in rows if row[0] == "prompting: role"] == ["-"]
+    marked = [row[0] for row in rows if row[0].endswith(" (chosen)")]
+    (chosen,) = [name for name, fits in found.fits.items() if ": " in name and fits[0].note]
+    assert marked == [f"{chosen} (chosen)"] and [row[1] for row in rows if row[0] in marked] == ["-"]
     assert format_comparison(found).count("\n") == expected
 
 
@@ -92,6 +105,46 @@ def test_the_section_of_the_card_is_put_in_once(world):
     assert section in once
     for name in METHODS:
         assert f"*{name}*" in section
+
+
+def test_the_card_of_dso_says_what_was_measured(world, tmp_path):
+    folder, found, _ = world
+    copied = tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    text = (copied / "dso" / "README.md").read_text()
+    bias = found.reports["dso"][0].sets["test"][-1].measures["bias"].value
+    assert f"{bias:.3f}" in text.partition("## What was measured")[2].partition("## Limits")[0]
+    assert "More Information Needed" not in text and "has been measured here" not in text
+    section = (copied / "comparison.md").read_text()
+    for arguments in ([], ["--report", str(copied / "dso")], ["--license", "mit"]):
+        assert cli.main(["card", str(copied / "dso"), *arguments]) == 0
+        again = (copied / "dso" / "README.md").read_text()
+        assert again.count(section) == 1 and again.replace("license: mit\n", "") == text
+    for name in ("dso", "caa", "lineas", "counterfactual-pairs"):
+        config, _ = read_adapter(copied / name)
+        assert load_report(copied / name / REPORT).description[VECTORS] == config.vectors_sha256
+        assert "measured      test" in describe(copied / name)
+    assert not (copied / "iti" / REPORT).exists()
+
+
+@pytest.mark.parametrize("methods", [["dso"], ["caa"]])
+def test_a_folder_of_an_earlier_version_gets_its_card(world, tmp_path, methods):
+    """Its reports name no vectors, and the card is PEFT's with the section behind it."""
+    folder, _, _ = world
+    copied = tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    (copied / "dso" / REPORT).unlink()
+    report = load_report(copied / "dso" / "report.json")
+    save_report(Report(report.sets, {"answers": "probabilities", "knob": "DSO"}), copied / "dso" / "report.json")
+    (copied / "dso" / "README.md").write_text("Nothing has been measured here.\n\n<!-- comparison -->\n# Old\n"
+                                              "<!-- end of comparison -->\n")  # fmt: skip
+    save_comparison(run(copied, methods), copied)
+    text = (copied / "dso" / "README.md").read_text()
+    assert "## What was measured" in text and "has been measured here" not in text and "# Old" not in text
+    assert (copied / "comparison.md").read_text() in text and text.count("<!-- comparison -->") == 1
+    (copied / "dso" / "README.md").write_text(f"By hand.\n{text}")
+    save_comparison(run(copied, methods), copied)
+    assert (copied / "dso" / "README.md").read_text() == f"By hand.\n{text}"
 
 
 def test_what_is_done_is_not_done_again(world, tmp_path):
@@ -155,9 +208,15 @@ def test_seeds_are_fitted_apart(tmp_path):
         spread = np.std([a.value, b.value], ddof=1)
         error = math.sqrt((a.standard_error**2 + b.standard_error**2) / 2 + spread**2 / 2)
         assert m.standard_error == pytest.approx(error)
-    save_comparison(found, tmp_path)
+    (tmp_path / "caa-seedling").mkdir()
+    said = []
+    again = run(tmp_path, ["caa"], settings=settings, said=said)  # with fewer seeds: the others stay
+    assert again == found and "\n".join(said).count("measured already") == 2
+    save_comparison(again, tmp_path)
     methods = {r.method for r in load_records(tmp_path / "records.json")}
     assert methods == {"caa", "caa-seed0", "caa-seed1"}
+    others = run(tmp_path, ["caa"], settings={"caa": {"layer": 0, "pairs": 4}})
+    assert others.failures.keys() == {"caa", "caa-seed1"} and "was fitted with" in others.failures["caa-seed1"]
     assert table_lines(found)[0][-3] == "bias over fits"
 
 

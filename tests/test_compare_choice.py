@@ -1,21 +1,19 @@
-"""What a comparison chooses, the questions it divides, and its command."""
+"""What a comparison chooses, what it refuses, and its command."""
 
 import json
-from collections import Counter
 
 import pytest
-from compared import FRAMES, PARTS, TOKENIZER, load, run
+from compared import PARTS, TOKENIZER, load, run
 from models import tiny_questions
 
 from peft_dso import cli
 from peft_dso.baselines.comparison import Comparison, Fit, compare
 from peft_dso.baselines.methods import METHODS, chosen_methods
-from peft_dso.baselines.outcome import chosen_results, chosen_strength
+from peft_dso.baselines.outcome import chosen_results, chosen_strength, warning_lines
 from peft_dso.baselines.outcome_card import card_section
-from peft_dso.baselines.parts import Parts, check_parts, parts_of
-from peft_dso.evaluation import Report, StrengthResult
+from peft_dso.baselines.parts import Parts, digest, parts_of
+from peft_dso.evaluation import Report, StrengthResult, load_report, save_report
 from peft_dso.evaluation.measures import Measure
-from peft_dso.questions import coreference_questions, pronoun_questions, subset
 
 
 # --- what is chosen, on figures of the test's own --------------------------------------------------------------------
@@ -34,6 +32,40 @@ def test_the_strength_is_chosen_within_a_budget():
     assert chosen_strength([line[0], line[2]]) == 0
     with pytest.raises(ValueError, match="strength 0"):
         chosen_strength(line[1:])
+
+
+def test_one_question_may_be_lost():
+    """Of 48 questions 0.02 would be none: 40 of 48 right, and 39 of them at the strength that is fairer."""
+
+    def of(n, right, strength, bias):
+        found = result(strength, bias)
+        found.measures["accuracy"] = Measure(right / n, 0.01, n)
+        return found
+
+    line = [of(48, 40, 0, 0.5), of(48, 39, 0.5, 0.3), of(48, 38, 1, 0.1)]
+    assert chosen_strength(line) == 0.5
+    assert chosen_strength([of(400, 400, 0, 0.5), of(400, 392, 0.5, 0.3), of(400, 391, 1, 0.1)]) == 0.5
+    assert chosen_strength(line, allowed=0.02) == 0
+    section = card_section(made({"caa": (line, line)}))
+    assert "48 unambiguous validation questions; a loss of 0.0208 (one question) was allowed." in section
+
+
+def with_mass(line, masses):
+    for found, mass in zip(line, masses, strict=True):
+        found.measures["mass"] = Measure(mass, 0.001, 100)
+        found.measures["accuracy_change"] = Measure(found.measures["accuracy"].value - 1, 0.001, 100)
+    return line
+
+
+def test_a_strength_that_answers_nothing_is_not_chosen():
+    line = with_mass([result(0, 0.5), result(0.5, 0.4), result(1, 0.3), result(2, 0.0)], [0.03, 0.02, 0.0151, 0.0149])
+    assert chosen_strength(line) == chosen_strength(line, "neutral_kl") == 1
+    line = with_mass([result(0, 0.5), result(0.5, 0.3), result(1, 0.1)], [0.8, 0.41, 0.39])
+    found = made({"caa": (line, line), "iti": (line[:2], line[:2])})
+    assert {name: r.strength for name, r in chosen_results(found, "accuracy").items()} == {"caa": 0.5, "iti": 0.5}
+    (words,) = warning_lines(found)
+    assert words.startswith("caa: test: both answers lose their probability, from 0.800 at strength 0 to 0.390")
+    assert words in card_section(found)
 
 
 def made(lines):
@@ -60,72 +92,19 @@ def test_the_test_part_does_not_choose():
 def test_what_it_says_of_dso(dso, other, words):
     lines = {name: [result(0, 0.5), result(1, bias)] for name, bias in (("dso", dso), ("caa", other), ("iti", 0.4))}
     section = card_section(made({name: (line, line) for name, line in lines.items()}))
-    assert section.count(f"DSO {words} the best other method, caa") == 2  # by accuracy and by neutral KL
+    assert (
+        section.count(f"DSO {words} the best other method on the validation part, caa") == 2
+    )  # by accuracy and by neutral KL
 
 
-# --- the questions ---------------------------------------------------------------------------------------------------
+def test_the_best_other_method_is_the_best_on_the_validation_part():
+    """ITI is the lucky one on the test part; CAA was the better one before it."""
+    lines = {"dso": (0.2, 0.2), "caa": (0.3, 0.1), "iti": (0.1, 0.15)}
+    found = made({n: ([result(0, 0.5), result(1, t)], [result(0, 0.5), result(1, v)]) for n, (t, v) in lines.items()})
+    assert "DSO is ahead of the best other method on the validation part, caa" in card_section(found)
 
 
-def test_a_subset_has_the_same_share_of_everybody():
-    rows = pronoun_questions("test") + pronoun_questions("test", ambiguous=False)
-    few = subset(rows, 600)
-    assert abs(len(few) - 600) < 120 and few == subset(rows, 600) and all(row in rows for row in few)
-    for ambiguous in (True, False):
-        counts = [
-            sum(row["occupation"] == name and (row["right"] is None) == ambiguous for row in few)
-            for name in {row["occupation"] for row in rows}
-        ]
-        assert min(counts) > 0 and max(counts) - min(counts) <= 4
-    kept = {row["pair"] for row in few}
-    assert sum(row["pair"] in kept for row in rows) == len(few)
-    assert subset(rows, None) == rows
-
-
-def test_a_small_subset_leaves_occupations_out_but_no_kind():
-    rows = pronoun_questions("test") + pronoun_questions("test", ambiguous=False)
-    for count in (40, 60):
-        few = subset(rows, count)
-        assert abs(len(few) - count) <= 12
-        assert {row["right"] is None for row in few} == {True, False}
-        assert len({row["occupation"] for row in few}) >= count / 4
-
-
-def test_a_subset_of_co_reference_cuts_no_pair_and_keeps_to_the_count():
-    """A pair stands for two occupations there, and for one kind; where it stands for both kinds it is whole too."""
-    open_rows, told = coreference_questions(), coreference_questions(ambiguous=False)
-    both = [{**row, "right": n % 2 or None} for n, row in enumerate(open_rows)]
-    for rows in (open_rows, told, open_rows + told, both):
-        whole = Counter(row["pair"] for row in rows)
-        for count in (20, 40, 41, 60, 100, 200, 300, 360, 600, 1000):
-            few = subset(rows, count, seed=1)
-            assert all(n == whole[pair] for pair, n in Counter(row["pair"] for row in few).items())
-            # Half of a pair, and a fifth where two of each or more are wanted.
-            assert abs(len(few) - count) <= max(whole.values()) / 2 + 0.2 * count * (count >= 2 * 20 * 4), count
-            of_each = Counter(row["occupation"] for row in few)
-            most, least = max(of_each.values()), min(of_each[row["occupation"]] for row in rows)
-            assert most - least <= max(whole.values()), (count, of_each)
-            assert few == subset(rows, count, seed=1)
-
-
-def test_a_subset_of_each_kind():
-    rows = pronoun_questions("test") + pronoun_questions("test", ambiguous=False)
-    ambiguous = [row["right"] is None for row in subset(rows, 200, each_kind=True)]
-    assert ambiguous == sorted(ambiguous, reverse=True)
-    assert abs(sum(ambiguous) - 200) <= 60 and abs(ambiguous.count(False) - 200) <= 60
-    with pytest.raises(ValueError, match="count=0"):
-        subset(rows, 0)
-
-
-def test_questions_of_a_file_are_divided():
-    rows = [
-        {**row, "group": frame}
-        for frame in [f for frames in FRAMES.values() for f in frames]
-        for row in tiny_questions(frames=(frame,))
-    ]
-    parts = parts_of(rows, rows, rows)
-    groups = [{row["group"] for row in part} for part in (parts.train, parts.validation, parts.test)]
-    assert all(groups) and sum(map(len, groups)) == len(set().union(*groups)) == 5
-    assert parts_of(PARTS.train, PARTS.validation, PARTS.test) == PARTS
+# --- what is refused -------------------------------------------------------------------------------------------------
 
 
 def test_bad_input_is_refused_before_anything_is_fitted(tmp_path):
@@ -199,6 +178,7 @@ def test_the_command(tmp_path, capsys):
     tokenizer.save_pretrained(tmp_path / "base")
     together = [row for part in vars(PARTS).values() for row in part]
     rows = [{**row, "group": row["prompt"].replace(row["occupation"], "{o}")} for row in together]
+    rows = [row for row in rows if row["right"] is None or row["occupation"] in ("nurse", "driver")]
     (tmp_path / "questions.json").write_text(json.dumps(rows))
     call = ["compare", "--model", str(tmp_path / "base"), "--questions", str(tmp_path / "questions.json")]
     call += ["--neutral-texts", "0", "--out", str(tmp_path / "out"), "--methods"]
@@ -207,22 +187,22 @@ def test_the_command(tmp_path, capsys):
     assert "[1/2] caa" in out and "prompting: role" in out and "parameters" in out
     assert (tmp_path / "out" / "caa" / "adapter_config.json").is_file()
     assert "neutral KL" not in out
+    # A folder of version 0.1.0, whose validation questions were drawn in their own proportions, goes on.
+    record = tmp_path / "out" / "comparison.json"
+    parts = parts_of(rows, rows, rows, measured=8, validated=4)
+    earlier = parts_of(rows, rows, rows, measured=8, validated=4, halves=False)
+    assert parts.validation != earlier.validation
+    noted = {**json.loads(record.read_text()), "test": digest(parts.test), "validation": digest(earlier.validation)}
+    record.write_text(json.dumps(noted))
+    report = load_report(tmp_path / "out" / "caa" / "report.json")
+    for results in report.sets.values():
+        with_mass(results, [0.9 if r.strength == 0 else 0.0 for r in results])
+    save_report(report, tmp_path / "out" / "caa" / "report.json")
+    assert cli.main([*call, "caa", "--measure-on", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "fitted already" in out and "\ncaa: test: both answers lose their probability" in out
     assert cli.main([*call, "caa,magic"]) == 1
     assert "choose of dso, caa" in capsys.readouterr().err
-
-
-def test_questions_that_stand_in_two_parts_are_divided_or_refused():
-    mine = [{**row, "prompt": f"In town, {row['prompt']}", "group": str(n)} for n, row in enumerate(tiny_questions())]
-    built = [pronoun_questions(split)[:40] for split in ("train", "validation", "test")]
-    parts = parts_of(*(rows + mine for rows in built))
-    found = [{row["prompt"] for row in rows if row["prompt"].startswith("In town")} for rows in vars(parts).values()]
-    assert all(found) and not (found[0] & found[1] or found[0] & found[2] or found[1] & found[2])
-    assert set().union(*found) == {row["prompt"] for row in mine}
-    parts = parts_of(mine, mine, mine, occupations=True)
-    names = [{row["occupation"] for row in rows} for rows in vars(parts).values()]
-    assert all(names) and not (names[0] & names[2] or names[0] & names[1] or names[1] & names[2])
-    with pytest.raises(ValueError, match="judged on what it was fitted"):
-        check_parts(Parts(mine, mine, mine), [])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from models import build, randomize, tiny_questions, tiny_tokenizer
 from peft import (
     AdaLoraConfig,
     IA3Config,
+    KasaConfig,
     LoHaConfig,
     LoraConfig,
     PrefixTuningConfig,
@@ -143,9 +144,20 @@ def test_the_scaling_of_other_kinds_of_lora():
         assert torch.allclose(logits(model), logits(base), atol=1e-4)
 
 
-@pytest.mark.parametrize("more", [{"bias": "all"}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"bias": "all"},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+        {"layer_replication": [[0, 2], [1, 2]]},
+        {"kasa_config": KasaConfig()},
+    ],
+)
 def test_an_adapter_without_its_base_is_refused(more):
-    model, _ = adapted(LoraConfig(**LORA, **more))
+    model, base = adapted(LoraConfig(**LORA, **more))
+    with model.disable_adapter():
+        assert "bias" in more or not torch.allclose(logits(model), logits(base), atol=1e-4)
     with pytest.raises(ValueError, match="changes the base's own weights"):
         knob_of(model)
     assert sweep(model, tiny_tokenizer(), {"a": ROWS}, knob=BareModel()).sets["a"][0].strength == 0

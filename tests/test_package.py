@@ -21,7 +21,7 @@ LAYERS = {
     "questions": {"answers"},
     "scoring": {"answers", "questions"},
     "evaluation": _MEASURING,
-    "baselines": _MEASURING | {"evaluation", "training"},
+    "baselines": _MEASURING | {"evaluation", "export", "inspect", "training"},
     "export": _MEASURING | {"evaluation", "inspect"},
     "training": _MEASURING | {"export"},
     "inspect": {"evaluation", "objective", "tuner"},

@@ -125,7 +125,7 @@ def watching(
 
     def hook(name: str) -> Callable[..., None]:
         def on_output(module: nn.Module, args: Any, output: Any) -> None:
-            see(name, output[0] if isinstance(output, tuple) else output)
+            see(name, output[0] if isinstance(output, (tuple, list)) else output)
 
         def on_input(module: nn.Module, args: Any) -> None:
             see(name, args[0])

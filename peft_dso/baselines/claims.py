@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,36 @@ def weights_mark(model: Any) -> str:
             some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
             seen.update(name.encode() + some.float().cpu().numpy().tobytes())
     return seen.hexdigest()[:16]
+
+
+def check_free(folder: Path, labels: Iterable[str]) -> None:
+    """
+    That nothing of the user's lies where a method is to be put.
+
+    Args:
+        folder (`Path`): of the comparison.
+        labels (`Iterable[str]`): the names of the methods' folders in it.
+
+    Raises:
+        ValueError: there is something else than a finished fit (a folder with a `fit.json`) or an empty folder.
+    """
+    for place in (folder / label for label in labels):
+        if (place / "fit.json").is_file() or not place.exists():
+            continue
+        if not place.is_dir() or any(place.iterdir()):
+            raise ValueError(
+                f"{place} is in the way and no fit of a comparison: it holds no fit.json. Move it, or give another "
+                "folder; nothing was changed in it."
+            )
+
+
+def claimed(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What [`claim`] noted in a folder; nothing where there is no such record."""
+    try:
+        found = json.loads((Path(folder) / "comparison.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def claim(folder: Path, mark: dict[str, Any]) -> None:

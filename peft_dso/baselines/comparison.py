@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -21,55 +21,24 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 
 from ..evaluation import Report, load_report, save_report, sweep
+from ..export.card import save_card
+from ..inspect import REPORT, VECTORS
 from ..questions import OCCUPATIONS, Occupation
 from ..tuner.sites import fingerprint
 from .adapters import biases_meant
-from .claims import claim, weights_mark
+from .claims import check_free, claim, weights_mark
+from .dso import fit_dso
+from .fits import Comparison, Fit, label_of, seeds_of
 from .methods import METHODS, Method, chosen_methods
 from .parts import Parts, check_model, check_parts, digest
-from .prompting import WORDINGS, choose_prompt, prompts
+from .prompting import WORDINGS, askable_wordings, choose_prompt, prompts
 
 
+__all__ = ["Comparison", "Fit", "compare"]
 Load = Callable[[], tuple[Any, Any]]
 Say = Callable[[str], Any]
 # What the user or the machine can be at fault for; anything else is a mistake of the program and is to be seen.
 MENDABLE = (ValueError, TypeError, KeyError, ImportError, OSError, FloatingPointError, RuntimeError)
-
-
-@dataclass
-class Fit:
-    """
-    What a fit took.
-
-    Args:
-        seconds (`float`): wall-clock time.
-        parameters (`int`): values of the adapter that are not zero.
-        note (`str`): what was chosen, in words.
-        seed (`int`): of the fit.
-    """
-
-    seconds: float
-    parameters: int
-    note: str = ""
-    seed: int = 0
-
-
-@dataclass
-class Comparison:
-    """
-    What a comparison found. Methods are named as on the command line, wordings as `"prompting: request"`.
-
-    Args:
-        reports (`dict[str, list[Report]]`): by method, one report per seed with the sets `"test"` and `"validation"`.
-        fits (`dict[str, list[Fit]]`): by method, one per seed.
-        failures (`dict[str, str]`): by method (and seed) the reason why it is not among the reports.
-        description (`dict[str, Any]`): what was compared on.
-    """
-
-    reports: dict[str, list[Report]] = field(default_factory=dict)
-    fits: dict[str, list[Fit]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    description: dict[str, Any] = field(default_factory=dict)
 
 
 def compare(
@@ -94,7 +63,8 @@ def compare(
         parts (`Parts`): the questions (see [`parts_of`]).
         out (`str`): the folder; each fitted method lies in `out/METHOD`, of further seeds in `out/METHOD-seed1`.
         methods (`Sequence[str]`, *optional*): of `METHODS`; default all.
-        seeds (`int`, defaults to 1): fits per method, which shows how much they differ.
+        seeds (`int`, defaults to 1): fits per method, which shows how much they differ. Those of earlier calls
+            in the folder stay.
         neutral (`Sequence[str]`, *optional*): texts that have nothing to do with the questions, for the KL on them.
         occupations (`Sequence[Occupation]`): who knows the majority where the answers do not say a gender.
         settings (`Mapping[str, Mapping[str, Any]]`, *optional*): by method, settings of its fit.
@@ -108,18 +78,24 @@ def compare(
         `failures`, and the others go on.
 
     Raises:
-        ValueError: a method is unknown, the questions or the model cannot be compared on, or the folder holds another
-            comparison. Nothing has been fitted then.
+        ValueError: a method is unknown, the questions or the model cannot be compared on, the folder holds another
+            comparison, or something else lies where a method is to be put. Nothing has been fitted then.
     """
     chosen = chosen_methods(methods)
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise ValueError(f"seeds={seeds!r}: give a whole number of at least 1.")
     check_parts(parts, chosen, occupations)
+    folder = Path(out)
+    jobs = [(method, seed) for method in chosen for seed in seeds_of(folder, method, seeds)]
+    check_free(folder, [label_of(*job) for job in jobs])
     model, processor = load()
     check_model(model, processor, parts, chosen)
+    wordings: list[str] = []
+    if any(method.fit is None for method in chosen):
+        asked = [*parts.validation, *parts.test]
+        wordings = askable_wordings(model, processor, parts.train, asked, occupations=occupations, say=say)
     base = {**fingerprint(model), "dtype": str(model.dtype), "weights": weights_mark(model)}
     del model
-    folder = Path(out)
     changes = {name: dict(value) for name, value in (settings or {}).items()}
     counted = {
         "questions to fit on": len(parts.train),
@@ -138,10 +114,9 @@ def compare(
             "occupations": digest([vars(occupation) for occupation in occupations]),
         },
     )
-    work = _Work(load, parts, folder, neutral, occupations, say, progress)
-    jobs = [(method, seed) for method in chosen for seed in range(seeds if method.fit else 1)]
+    work = _Work(load, parts, folder, neutral, occupations, wordings, say, progress)
     for number, (method, seed) in enumerate(jobs):
-        label = method.name if seed == 0 else f"{method.name}-seed{seed}"
+        label = label_of(method, seed)
         say(f"[{number + 1}/{len(jobs)}] {label}: {method.description}")
         try:
             if method.fit is None:
@@ -157,6 +132,16 @@ def compare(
     return found
 
 
+def _show_measured(method: Method, folder: Path) -> None:
+    """Put what was measured of DSO's pairs where `peft-dso inspect` and cards look for it, and into DSO's own card."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    if config["peft_type"] != "DSO" or (folder / REPORT).is_file():
+        return
+    shutil.copyfile(folder / "report.json", folder / REPORT)
+    if method.fit is fit_dso:
+        save_card(folder)
+
+
 @dataclass
 class _Work:
     """What fits and measures one method after the other."""
@@ -166,6 +151,7 @@ class _Work:
     folder: Path
     neutral: Optional[Sequence[str]]
     occupations: Sequence[Occupation]
+    wordings: Sequence[str]
     say: Say
     progress: bool
 
@@ -183,8 +169,11 @@ class _Work:
             # What is measured is what was saved.
             with biases_meant():
                 model = PeftModel.from_pretrained(model, folder).eval()
+            vectors = getattr(model.peft_config["default"], VECTORS, None)  # of DSO's pairs
             report = self._measured(model, processor, method.strengths)
+            report.description.update({} if vectors is None else {VECTORS: vectors})
             save_report(report, path)
+        _show_measured(method, folder)
         found.reports.setdefault(method.name, []).append(report)
         found.fits.setdefault(method.name, []).append(fit)
 
@@ -203,6 +192,7 @@ class _Work:
                 noted = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
                 found.reports.setdefault(method.name, []).append(load_report(folder / "report.json"))
                 found.fits.setdefault(method.name, []).append(Fit(**noted["fit"]))
+                _show_measured(method, folder)
                 self.say(f"{folder.name}: from an earlier comparison")
 
     @staticmethod
@@ -249,7 +239,8 @@ class _Work:
         fit = Fit(round(seconds, 1), sum(int(v.count_nonzero()) for v in vectors.values()), note, seed)
         noted = {"fit": asdict(fit), "made_with": made_with}
         (unfinished / "fit.json").write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir():
+            folder.rmdir()  # it is empty, or it is not ours
         unfinished.rename(folder)
         self.say(f"    fitted in {fit.seconds:.0f} s, {fit.parameters:,} parameters")
         return fit
@@ -261,7 +252,9 @@ class _Work:
     def prompt(self, method: Method, found: Comparison) -> None:
         """Measure the wordings, and mark the one that validates best."""
         model, processor = self.load()
-        knobs = prompts(processor, self.parts.train, occupations=self.occupations)
+        if not self.wordings:
+            raise ValueError("The model has positions for no wording of the longest question: shorten the questions.")
+        knobs = prompts(processor, self.parts.train, self.wordings, occupations=self.occupations)
         folder = self.folder / method.name
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "fit.json"

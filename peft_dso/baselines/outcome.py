@@ -8,10 +8,11 @@ from typing import Optional
 
 import numpy as np
 
-from ..evaluation import Record, Report, StrengthResult
+from ..evaluation import Record, Report, StrengthResult, warnings_of
 from ..evaluation.measures import MEASURES, Measure
 from ..evaluation.report import aligned
-from .comparison import Comparison, Fit
+from ..evaluation.warnings import halves_mass
+from .fits import Comparison, Fit
 
 
 ACCURACY_LOSS = 0.02  # of the base's unambiguous accuracy, that a method may cost to be called as able
@@ -51,17 +52,33 @@ def _spread(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
+def accuracy_loss(questions: int) -> float:
+    """
+    How much of the accuracy a method may lose on so many unambiguous questions: 0.02, and one question where so few
+    show no less.
+
+    Args:
+        questions (`int`): how many there are.
+
+    Returns:
+        `float`: a share of them.
+    """
+    return max(ACCURACY_LOSS, 1 / questions)
+
+
 def chosen_strength(
     validation: Sequence[StrengthResult], budget: str = "accuracy", allowed: Optional[float] = None
 ) -> float:
     """
-    The strength with the least bias among those that meet a budget, on the validation part.
+    The strength with the least bias among those that meet a budget and still answer, on the validation part: at least
+    half of the base's probability is left on the named answers.
 
     Args:
         validation (`Sequence[StrengthResult]`): with strength 0.
         budget (`str`, defaults to `"accuracy"`): `"accuracy"`: at most `allowed` below the base's; `"neutral_kl"`: at
             most `allowed`.
-        allowed (`float`, *optional*): default 0.02 of either.
+        allowed (`float`, *optional*): default 0.02 of either, and of the accuracy one question (see
+            [`accuracy_loss`]).
 
     Returns:
         `float`: 0 where no other one meets it.
@@ -74,21 +91,24 @@ def chosen_strength(
         raise ValueError(f"{budget} at strength 0 was not measured on the validation part.")
 
     def meets(r: StrengthResult) -> bool:
+        if halves_mass(base, r):
+            return False
         if budget == "accuracy":
-            limit = base.measures[budget].value - (ACCURACY_LOSS if allowed is None else allowed)
-            return r.measures[budget].value >= limit
+            loss = accuracy_loss(base.measures[budget].n) if allowed is None else allowed
+            return r.measures[budget].value >= base.measures[budget].value - loss - 1e-9  # of the rounding of shares
         return r.measures[budget].value <= (NEUTRAL_KL if allowed is None else allowed)
 
     return min((r for r in validation if r.strength == 0 or meets(r)), key=lambda r: r.measures["bias"].value).strength
 
 
-def chosen_results(comparison: Comparison, budget: str) -> dict[str, StrengthResult]:
+def chosen_results(comparison: Comparison, budget: str, part: str = "test") -> dict[str, StrengthResult]:
     """
-    What each method gives on the test part at the strength that was chosen on the validation part.
+    What each method gives at the strength that was chosen on the validation part.
 
     Args:
         comparison (`Comparison`): the results.
         budget (`str`): see [`chosen_strength`].
+        part (`str`, defaults to `"test"`): on which part; `"validation"` for what it was chosen by.
 
     Returns:
         `dict[str, StrengthResult]`: by method; those for which the budget was not measured are left out. Of the
@@ -103,7 +123,7 @@ def chosen_results(comparison: Comparison, budget: str) -> dict[str, StrengthRes
         if not validation or any(budget not in r.measures for r in validation):
             continue
         strength = chosen_strength(validation, budget)
-        found[name] = next(r for r in averaged(reports) if r.strength == strength)
+        found[name] = next(r for r in averaged(reports, part) if r.strength == strength)
     return found
 
 
@@ -114,6 +134,11 @@ def cell(key: str, measure: Optional[Measure]) -> str:
     digits = MEASURES[key].digits
     text = f"{measure.value:.{digits}f}"
     return text if math.isnan(measure.standard_error) else f"{text} ± {measure.standard_error:.{digits}f}"
+
+
+def shown_name(comparison: Comparison, name: str) -> str:
+    """A method's name, with a mark on the wording that was chosen on the validation part."""
+    return f"{name} (chosen)" if ": " in name and comparison.fits[name][0].note else name
 
 
 def table_lines(comparison: Comparison) -> list[list[str]]:
@@ -138,7 +163,7 @@ def table_lines(comparison: Comparison) -> list[list[str]]:
     ]
     for name, r, reports, fits in rows:
         strength = "-" if name == "base" or ": " in name else f"{r.strength:.3g}"
-        cells = [name, strength, *(cell(key, r.measures.get(key)) for key in keys)]
+        cells = [shown_name(comparison, name), strength, *(cell(key, r.measures.get(key)) for key in keys)]
         if several:
             biases = [s.measures["bias"].value for p in reports for s in p.sets["test"] if s.strength == r.strength]
             cells.append(", ".join(f"{value:.3f}" for value in biases) if len(biases) > 1 else "-")
@@ -156,11 +181,22 @@ def format_comparison(comparison: Comparison) -> str:
     return text + ("\n" + failed if failed else "")
 
 
+def warning_lines(comparison: Comparison) -> list[str]:
+    """What not to overlook on the test part, see [`~peft_dso.evaluation.warnings_of`]: of the base, then by method."""
+    found: list[str] = []
+    for name, reports in comparison.reports.items():
+        results = averaged(reports)
+        of_base = warnings_of(Report({"test": [r for r in results if r.strength == 0]}))
+        found[:0] = [line for line in (f"base: {words}" for words in of_base) if line not in found]
+        found += [f"{name}: {words}" for words in warnings_of(Report({"test": results})) if words not in of_base]
+    return found
+
+
 def records_of_comparison(comparison: Comparison) -> list[Record]:
     """
     Flat records: of each method and set what was measured at each strength, the mean over the fits; with several fits
     each of them too, as `METHOD-seed1`. What a fit took are the records `fit_seconds` and `parameters` of the set
-    `fit`.
+    `fit`; of a wording `chosen` says there whether it was (1) or not (0).
 
     Args:
         comparison (`Comparison`): the results.
@@ -182,6 +218,8 @@ def records_of_comparison(comparison: Comparison) -> list[Record]:
             for fit, report in zip(comparison.fits[name], reports, strict=True):
                 add(f"{name}-seed{fit.seed}", report.sets)
         fits = comparison.fits[name]
+        if ": " in name:
+            found.append(Record("fit", 1.0, "chosen", float(bool(fits[0].note)), math.nan, 1, name))
         for key, values in (
             ("fit_seconds", [fit.seconds for fit in fits]),
             ("parameters", [float(fit.parameters) for fit in fits]),

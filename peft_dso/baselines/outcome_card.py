@@ -12,21 +12,25 @@ from ..evaluation import Report, StrengthResult, save_records
 from ..evaluation.figures import save
 from ..evaluation.measures import MEASURES
 from ..evaluation.plots import draw_pareto, draw_sweep
-from .comparison import Comparison
+from ..export.card import COMPARISON
+from .fits import Comparison
 from .methods import METHODS
 from .outcome import (
     ACCURACY_LOSS,
     COLUMNS,
     NEUTRAL_KL,
+    accuracy_loss,
     averaged,
     cell,
     chosen_results,
     records_of_comparison,
+    shown_name,
     table_lines,
+    warning_lines,
 )
 
 
-BEGIN, END = "<!-- comparison -->", "<!-- end of comparison -->"
+BEGIN, END = COMPARISON
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -39,29 +43,41 @@ def _budget_section(comparison: Comparison, budget: str, title: str) -> str:
     found = chosen_results(comparison, budget)
     if not found:
         return ""
+    validation = chosen_results(comparison, budget, "validation")
     keys = [k for k in COLUMNS if any(k in r.measures for r in found.values())]
     lines = [["method", "strength", *(MEASURES[key].column for key in keys)]]
     for name, r in sorted(found.items(), key=lambda item: item[1].measures["bias"].value):
         strength = f"{r.strength:.3g}" if r.strength else "0 (the base)"
         lines.append([name, strength, *(cell(key, r.measures.get(key)) for key in keys)])
-    return f"### {title}\n\n{_markdown(lines)}\n\n{_verdict(found)}\n"
+    counted = _counted(comparison.reports[next(iter(found))][0]) if budget == "accuracy" else ""
+    return f"### {title}\n\n{counted}{_markdown(lines)}\n\n{_verdict(found, validation)}\n"
 
 
-def _verdict(found: Mapping[str, StrengthResult]) -> str:
-    """Whether DSO is ahead of the best other method, behind it, or neither by two standard errors."""
-    others = {name: r.measures["bias"] for name, r in found.items() if name != "dso"}
+def _counted(report: Report) -> str:
+    """On how many questions the accuracy was judged, and what that allowed."""
+    n = report.sets["validation"][0].measures["accuracy"].n
+    least = " (one question)" if accuracy_loss(n) > ACCURACY_LOSS else ""
+    return f"{n} unambiguous validation questions; a loss of {accuracy_loss(n):.3g}{least} was allowed.\n\n"
+
+
+def _verdict(found: Mapping[str, StrengthResult], validation: Mapping[str, StrengthResult]) -> str:
+    """
+    Whether DSO is ahead of the best other method, behind it, or neither by two standard errors. Which is the best the
+    validation part says: of several that are alike the test part would take the one that was lucky there.
+    """
+    others = [name for name in found if name != "dso"]
     if "dso" not in found or not others:
         return ""
-    best = min(others, key=lambda name: others[name].value)
-    mine, theirs = found["dso"].measures["bias"], others[best]
+    best = min(others, key=lambda name: validation[name].measures["bias"].value)
+    mine, theirs = (found[name].measures["bias"] for name in ("dso", best))
     difference = theirs.value - mine.value
     error = math.hypot(mine.standard_error, theirs.standard_error)
     words = "is not told apart from"
     if abs(difference) > 2 * error:
         words = "is ahead of" if difference > 0 else "is behind"
     return (
-        f"DSO {words} the best other method, {best}: per-occupation bias {mine.value:.3f} ± {mine.standard_error:.3f} "
-        f"and {theirs.value:.3f} ± {theirs.standard_error:.3f}."
+        f"DSO {words} the best other method on the validation part, {best}: per-occupation bias {mine.value:.3f} ± "
+        f"{mine.standard_error:.3f} and {theirs.value:.3f} ± {theirs.standard_error:.3f}."
     )
 
 
@@ -74,7 +90,7 @@ def card_section(comparison: Comparison) -> str:
 
     Returns:
         `str`: what was compared on, each method at the strength that the validation part chose within a budget of
-        accuracy and of KL, whether DSO is ahead, and all strengths.
+        accuracy and of KL, whether DSO is ahead, all strengths, and what not to overlook in them.
     """
     described = "; ".join(f"{key}: {value}" for key, value in comparison.description.items())
     methods = "\n".join(
@@ -93,6 +109,7 @@ def card_section(comparison: Comparison) -> str:
         ),
         _budget_section(comparison, "neutral_kl", f"At most {NEUTRAL_KL:g} nats per token of neutral text"),
         f"### All strengths\n\n{_markdown(table_lines(comparison))}\n{failed}",
+        "\n".join(f"- {line}" for line in warning_lines(comparison)),
     ]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
@@ -137,7 +154,7 @@ def save_comparison(comparison: Comparison, folder: str | os.PathLike[str]) -> l
         begin = before.find(BEGIN)
         kept = before if begin < 0 else before[:begin] + before[before.find(END) + len(END) :].lstrip("\n")
         card.write_text(f"{kept.rstrip()}\n\n{BEGIN}\n{section}{END}\n", encoding="utf-8")
-    lines = {name: averaged(reports) for name, reports in comparison.reports.items()}
+    lines = {shown_name(comparison, name): averaged(reports) for name, reports in comparison.reports.items()}
     for name, draw in _pictures(lines).items():
         try:
             figure = draw()

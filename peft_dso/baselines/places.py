@@ -5,6 +5,7 @@ Found by what a module is and does, not by a list of names per architecture.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Optional
@@ -15,7 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..scoring import evaluating
-from ..tuner.norms import is_norm
+from ..tuner.norms import is_norm, norm_width
 from ..tuner.sites import find_sites
 from .activations import Text, model_inputs, run_order, watching
 
@@ -118,6 +119,9 @@ def residual_writer(model: Any, block: str, text: Text) -> str:
     The module of a block whose output is added to the residual stream last: what is added to it is added to the
     block's output, as seen by trying. In a Llama `mlp.down_proj`, in Gemma 2 and 3 the norm behind the MLP.
 
+    It is tried on a copy of the block in float32: in half precision the rounding of a large feature is larger than
+    what is added to the others, and the verdict would depend on the type.
+
     Args:
         model (`nn.Module`): a model without adapters.
         block (`str`): name of the block.
@@ -129,21 +133,21 @@ def residual_writer(model: Any, block: str, text: Text) -> str:
     Raises:
         ValueError: there is none.
     """
-    inside = model.get_submodule(block)
-    width = hidden_size(model)
-    candidates = {f"{block}.{n}": m for n, m in projections(inside).items() if width_out(m) == width}
-    candidates |= {f"{block}.{n}": m for n, m in inside.named_modules() if n and is_norm(m)}
-    before = _block_output(model, inside, text)
-    shift = torch.linspace(-1, 1, width) * before.abs().mean().cpu()
-    rounding = 8 * torch.finfo(model.dtype).eps * float(before.abs().max())
-    for name in reversed(run_order(model, candidates, text)):
+    width, given = hidden_size(model), _block_inputs(model, block, text)
+    inside = copy.deepcopy(model.get_submodule(block)).float().eval()
+    candidates = {name: m for name, m in projections(inside).items() if width_out(m) == width}
+    candidates |= {name: m for name, m in inside.named_modules() if is_norm(m) and norm_width(m) == width}
+    order: list[str] = []
+    with watching(candidates, lambda name, h: order.append(name)):
+        before = _block_output(inside, given)
+    shift = torch.linspace(-1, 1, width, device=before.device) * before.abs().mean()
+    rounding = 8 * torch.finfo(torch.float32).eps * float(before.abs().max())
+    for name in reversed(dict.fromkeys(order)):
         handle = candidates[name].register_forward_hook(_adding(shift))
-        try:
-            change = _block_output(model, inside, text) - before
-        finally:
-            handle.remove()
-        if float((change - shift.to(change)).abs().max()) <= rounding:
-            return name
+        change = _block_output(inside, given) - before
+        handle.remove()
+        if float((change - shift).abs().max()) <= rounding:
+            return f"{block}.{name}"
     raise ValueError(
         f"Nothing in {block!r} of {type(model).__name__} writes into the residual stream as a linear layer or a norm "
         "does. Choose variant='norm'."
@@ -157,11 +161,36 @@ def _adding(vector: torch.Tensor) -> Callable[..., torch.Tensor]:
     return hook
 
 
-def _block_output(model: nn.Module, block: nn.Module, text: Text) -> torch.Tensor:
-    seen: list[torch.Tensor] = []
-    with evaluating(model), torch.no_grad(), watching({"": block}, lambda name, h: seen.append(h.float())):
-        model(**model_inputs(model, [text]))
+def _block_inputs(model: nn.Module, block: str, text: Text) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a block is given when the model reads a text, in float32."""
+    seen: list[Any] = []
+
+    def see(module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.append((_in_float32(args), _in_float32(kwargs)))
+
+    handle = model.get_submodule(block).register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        with evaluating(model):
+            model(**model_inputs(model, [text]))
+    finally:
+        handle.remove()
     return seen[-1]
+
+
+def _in_float32(value: Any) -> Any:
+    """Copies, because some blocks add to what they are given in place."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+    if isinstance(value, dict):
+        return {key: _in_float32(item) for key, item in value.items()}
+    return type(value)(map(_in_float32, value)) if type(value) in (tuple, list) else value
+
+
+def _block_output(block: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
+    args, kwargs = _in_float32(given)
+    output = block(*args, **kwargs)
+    found: torch.Tensor = output[0] if isinstance(output, (tuple, list)) else output
+    return found.float()
 
 
 def middle_blocks(blocks: Sequence[str], layer: Optional[int] = None) -> list[str]:

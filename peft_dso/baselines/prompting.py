@@ -13,6 +13,7 @@ from typing import Any, Optional
 
 from ..evaluation import Prompting
 from ..questions import OCCUPATIONS, Occupation
+from ..scoring import check_readable, encode_row
 from .contrasts import balanced, majorities_of, pro_gender
 from .validation import Validation, validate
 from .wordings import FAIRNESS, neutral_text, with_preamble, with_request
@@ -109,6 +110,41 @@ def prompts(
     longest = max((FAIRNESS, *(text for _, text in texts)), key=len)
     texts = [(name, neutral_text(processor, longest) if name == "neutral" else text) for name, text in texts]
     return [Prompting(_rewriting(name, text), name, text) for name, text in texts]
+
+
+def askable_wordings(
+    model: Any,
+    processor: Any,
+    questions: Sequence[Mapping[str, Any]],
+    asked: Sequence[Mapping[str, Any]],
+    *,
+    occupations: Sequence[Occupation] = OCCUPATIONS,
+    say: Callable[[str], Any] = lambda line: None,
+) -> list[str]:
+    """
+    The wordings in which a model can be asked: those for whose longest question it has positions.
+
+    Args:
+        model (`PreTrainedModel`): the base model.
+        processor (`PreTrainedTokenizerBase` or `ProcessorMixin`): its tokenizer or processor.
+        questions (`Sequence[Mapping]`): where the examples of `"few-shot"` come from.
+        asked (`Sequence[Mapping]`): the questions to be asked.
+        occupations (`Sequence[Occupation]`): who knows the majority where the answers do not say a gender.
+        say (`Callable`): gets a line for each wording that is left out.
+
+    Returns:
+        `list[str]`: names for [`prompts`].
+    """
+    kept: list[str] = []
+    for name in [knob.name for knob in prompts(processor, questions, occupations=occupations)]:
+        knob = prompts(processor, questions, [*kept, name], occupations=occupations)[-1]
+        try:
+            check_readable(model, [encode_row(processor, knob.rewrite(row)) for row in asked])
+        except ValueError as error:
+            say(f"prompting: the wording {name!r} is left out. {error}")
+            continue
+        kept.append(name)
+    return kept
 
 
 def _rewriting(name: str, text: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,12 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..baselines.claims import claimed
     from ..baselines.comparison import compare
     from ..baselines.methods import chosen_methods
-    from ..baselines.outcome import format_comparison
+    from ..baselines.outcome import format_comparison, warning_lines
     from ..baselines.outcome_card import save_comparison
-    from ..baselines.parts import parts_of
+    from ..baselines.parts import digest, parts_of
     from ..models import load_base
     from ..questions import OCCUPATIONS, load_occupations, neutral_texts
 
@@ -53,12 +55,16 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"--{option.replace('_', '-')} {getattr(options, option)}: give 0 or more.")
     methods = [m.name for m in chosen_methods(None if options.methods is None else options.methods.split(","))]
     measured = options.measure_on or None
-    parts = parts_of(
+    divided = partial(
+        parts_of,
         *(chosen_questions(options, split) for split in ("train", "validation", "test")),
         measured=measured,
         validated=measured and max(1, measured // 2),
         occupations=options.held_out_occupations,
     )
+    parts, earlier = divided(), divided(halves=False)
+    if claimed(options.out).get("validation") == digest(earlier.validation):
+        parts = earlier  # a comparison that version 0.1.0 began goes on with its own questions
     texts = neutral_texts("test")[: options.neutral_texts]
     name = shown_name(options.model)
     found = compare(
@@ -75,5 +81,7 @@ def run(options: argparse.Namespace) -> int:
     )
     written = save_comparison(found, options.out)
     say(f"\n{format_comparison(found)}\n")
+    for line in warning_lines(found):
+        say(line)
     say("Wrote " + ", ".join(str(path) for path in written))
     return 1 if found.failures else 0

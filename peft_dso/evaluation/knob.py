@@ -18,8 +18,12 @@ from ..tuner import DSOLayer, steering_strength
 
 
 STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-# Initialisations that write into the base's weights: without the adapter such a base is not the one that was loaded.
-_REWRITING_INITS = ("pissa", "corda", "olora", "loftq", "lora_ga")
+# What writes into the base's weights or repeats its layers: without the adapter such a base is not the one loaded.
+_REWRITING: dict[str, Callable[[Any], bool]] = {
+    "bias": lambda value: value not in ("none", None),
+    "init_lora_weights": lambda value: str(value).lower().startswith(("pissa", "corda", "olora", "loftq", "lora_ga")),
+    **dict.fromkeys(("layer_replication", "kasa_config"), bool),
+}
 # Settings of LoRA in which more acts than the scaled product, so that half of the scaling is not half of it.
 _UNSCALED_SETTINGS = ("use_dora", "modules_to_save", "trainable_token_indices", "alora_invocation_tokens")
 
@@ -221,11 +225,8 @@ def _why_on_or_off(layers: Sequence[BaseTunerLayer], configs: Mapping[str, Any])
     """Why an adapter has no strength between on and off; `None` where it has one."""
     if not layers or not all(isinstance(layer, LoraLayer) for layer in layers):
         return f"an adapter of type {_kind(configs)} has no scaling, it is on or off"
-    for config in configs.values():
-        for setting in _UNSCALED_SETTINGS:
-            if getattr(config, setting, None):
-                return f"with {setting}={getattr(config, setting)!r} more than the scaling acts, it is on or off"
-    return None
+    acting = [(s, getattr(c, s)) for c in configs.values() for s in _UNSCALED_SETTINGS if getattr(c, s, None)]
+    return f"with {acting[0][0]}={acting[0][1]!r} more than the scaling acts, it is on or off" if acting else None
 
 
 def knob_of(model: nn.Module) -> Knob:
@@ -265,12 +266,10 @@ def knob_of(model: nn.Module) -> Knob:
         raise ValueError(f"No DSO adapter is active. Loaded: {', '.join(known)}; activate one with set_adapter.")
     configs = _active_configs(model, others)
     for name, config in configs.items():
-        bias, start = getattr(config, "bias", "none"), str(getattr(config, "init_lora_weights", None)).lower()
-        if bias not in ("none", None) or start.startswith(_REWRITING_INITS):
-            setting = f"bias={bias!r}" if bias not in ("none", None) else f"init_lora_weights={start!r}"
+        if found := [key for key, does in _REWRITING.items() if does(getattr(config, key, None))]:
             raise ValueError(
-                f"The adapter {name!r} has {setting}, which changes the base's own weights: without it the model is "
-                "not the base. Pass knob=BareModel() to measure it as it is."
+                f"The adapter {name!r} has {found[0]}={getattr(config, found[0])!r}, which changes the base's own "
+                "weights: without it the model is not the base. Pass knob=BareModel() to measure it as it is."
             )
     kind, why = _kind(configs), _why_on_or_off(others, configs)
     return AdapterScaling(model, name=kind) if why is None else AdapterSwitch(model, why, name=kind)

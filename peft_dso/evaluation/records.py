@@ -84,7 +84,7 @@ def save_records(records: Iterable[Record], path: str | os.PathLike[str]) -> Non
         writer = csv.writer(file)
         writer.writerow(columns)
         for line in lines:
-            cells = [f"{line[key]:g}" if key == "strength" else line[key] for key in columns]
+            cells = [line[key] for key in columns]
             writer.writerow(["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in cells])
 
 

@@ -31,9 +31,26 @@ def _grows(key: str) -> Callable[[StrengthResult, StrengthResult], bool]:
     return grows
 
 
+def halves_mass(base: StrengthResult, turned: StrengthResult) -> bool:
+    """
+    Whether less than half of the base's probability is left on the named answers: such a model leans nowhere because
+    it does not answer.
+
+    Args:
+        base (`StrengthResult`): at strength 0.
+        turned (`StrengthResult`): at another strength.
+
+    Returns:
+        `bool`: `False` where it was not measured.
+    """
+    if "mass" not in base.measures or "mass" not in turned.measures:
+        return False
+    return turned.measures["mass"].value < base.measures["mass"].value / 2
+
+
 def _loses_mass(base: StrengthResult, turned: StrengthResult) -> bool:
     before, after = base.measures["mass"], turned.measures["mass"]
-    return after.value < before.value / 2 and _beyond(before.value - after.value, before, after)
+    return halves_mass(base, turned) and _beyond(before.value - after.value, before, after)
 
 
 def _accuracy_falls(base: StrengthResult, turned: StrengthResult) -> bool:

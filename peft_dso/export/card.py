@@ -22,6 +22,7 @@ PICTURE = "sweep.png"
 _TEXT_TASK, _PICTURED_TASK = "text-generation", "image-text-to-text"
 _UNSAID = "Its author has not said."
 _TRAINED_ON = "## What it was trained on"
+COMPARISON = ("<!-- comparison -->", "<!-- end of comparison -->")  # around the section of `peft-dso compare`
 
 
 def model_card(
@@ -214,7 +215,8 @@ def _eval_results(report: Report, task: Optional[str]) -> list[EvalResult]:
 
 def save_card(folder: str | os.PathLike[str], report: str | os.PathLike[str] | None = None, **options: Any) -> Path:
     """
-    Write the card of an adapter's folder, with the report and the picture of a sweep beside it.
+    Write the card of an adapter's folder, with the report and the picture of a sweep beside it. The section that
+    `peft-dso compare` has put into the card stays.
 
     Args:
         folder (`str`): with the adapter; gets `README.md` and, with a report, `dso_report.json` and `sweep.png`.
@@ -247,8 +249,18 @@ def save_card(folder: str | os.PathLike[str], report: str | os.PathLike[str] | N
     path = target / "README.md"
     given = {key: value for key, value in options.items() if value is not None}
     picture = measured is not None and (target / PICTURE).is_file()
+    compared = _comparison(path)
     model_card(target, measured, picture=picture, **{**_said_before(path), **given}).save(path)
+    if compared:
+        path.write_text(f"{path.read_text(encoding='utf-8').rstrip()}\n\n{compared}\n", encoding="utf-8")
     return path
+
+
+def _comparison(path: Path) -> str:
+    """The section of a comparison in a card, with its marks; empty where there is none."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    begin, end = (text.find(mark) for mark in COMPARISON)
+    return text[begin : end + len(COMPARISON[1])] if 0 <= begin < end else ""
 
 
 def _said_before(path: Path) -> dict[str, str]:

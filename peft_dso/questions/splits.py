@@ -76,7 +76,8 @@ def _check_share(share: float) -> None:
         raise ValueError(f"share={share!r}: give a share between 0 and 1.")
 
 
-def _missing(value: Any) -> bool:
+def missing(value: Any) -> bool:
+    """Whether a row says nothing in a column: `None`, or the NaN of a table."""
     return value is None or value != value
 
 
@@ -92,13 +93,13 @@ def _joined(rows: Rows, unit_of: Callable[[int], Hashable]) -> list[Hashable]:
     unit_of_pair: dict[Any, Hashable] = {}
     for number, row in enumerate(rows):
         unit = root(unit_of(number))
-        if not _missing(row.get("pair")):
+        if not missing(row.get("pair")):
             one, other = sorted((unit, root(unit_of_pair.setdefault(row["pair"], unit))), key=str)
             parent[other] = one
     return [root(unit_of(number)) for number in range(len(rows))]
 
 
-def _occupations_named(row: Mapping[str, Any]) -> set[str]:
+def occupations_named(row: Mapping[str, Any]) -> set[str]:
     """Whom a row is about and whom it offers as an answer, in any of its forms; upper and lower case are one."""
     answers = answer_forms(row) if row.get("answers") is not None else []
     return {str(row["occupation"]).casefold()} | {text.strip().casefold() for texts in answers for text in texts}
@@ -110,11 +111,20 @@ def _sides(rows: Rows, held: Callable[[int], bool]) -> TwoSides:
     return train, [dict(row) for row, is_held in zip(rows, chosen, strict=False) if is_held]
 
 
-def _hold_occupations(rows: Rows, names: Iterable[str]) -> TwoSides:
-    """Hold out what names one of the occupations, and what belongs to such a question by its pair."""
+def hold_occupations(rows: Rows, names: Iterable[str]) -> TwoSides:
+    """
+    Hold out what names one of some occupations, and what belongs to such a question by its pair.
+
+    Args:
+        rows (`Sequence[Mapping]`): questions.
+        names (`Iterable[str]`): of occupations, in upper or lower case.
+
+    Returns:
+        The questions to train on and the held-out ones, in their order; either may be empty.
+    """
     wanted = {name.casefold() for name in names}
-    direct = [bool(_occupations_named(row) & wanted) for row in rows]
-    pairs = {row["pair"] for row, named in zip(rows, direct, strict=False) if named and not _missing(row.get("pair"))}
+    direct = [bool(occupations_named(row) & wanted) for row in rows]
+    pairs = {row["pair"] for row, named in zip(rows, direct, strict=False) if named and not missing(row.get("pair"))}
     return _sides(rows, lambda number: direct[number] or rows[number].get("pair") in pairs)
 
 
@@ -138,8 +148,8 @@ def split_questions(rows: Rows, by: str = "group", share: float = 0.25, seed: in
     """
     _check_share(share)
     for number, row in enumerate(rows):
-        if _missing(row.get(by)):
-            has = ", ".join(sorted(column for column in row if not _missing(row[column])))
+        if missing(row.get(by)):
+            has = ", ".join(sorted(column for column in row if not missing(row[column])))
             raise ValueError(f"Question {number} has no {by!r} to split by; it has {has}.")
     units = [str(row[by]) for row in rows]
     if by != "occupation":
@@ -147,7 +157,7 @@ def split_questions(rows: Rows, by: str = "group", share: float = 0.25, seed: in
     values = sorted(set(units))
     held = set(random.Random(seed).sample(values, round(share * len(values))))
     train, test = (
-        _hold_occupations(rows, held) if by == "occupation" else _sides(rows, lambda number: units[number] in held)
+        hold_occupations(rows, held) if by == "occupation" else _sides(rows, lambda number: units[number] in held)
     )
     if not train or not test:
         raise ValueError(
@@ -177,17 +187,28 @@ def _draw(rows: Rows, units: Sequence[Hashable], share: float, rng: random.Rando
     return held
 
 
-def _units(rows: Rows, by: Optional[str]) -> list[Hashable]:
-    """Per row what is held out as a whole: its group where there are four or more, else its pair, else itself."""
+def _units(rows: Rows, by: str) -> list[Hashable]:
+    """Per row what is held out as a whole: its value of the column, else its pair, else itself."""
 
-    def unit_of(number: int, columns: Sequence[str]) -> Hashable:
+    def unit_of(number: int) -> Hashable:
         row = rows[number]
-        return next(((c, str(row[c])) for c in columns if not _missing(row.get(c))), ("row", f"{number:09d}"))
+        return next(((c, str(row[c])) for c in (by, "pair") if not missing(row.get(c))), ("row", f"{number:09d}"))
 
-    units = _joined(rows, lambda number: unit_of(number, [by or "group", "pair"]))
-    if by is None and len({unit for unit in units if isinstance(unit, tuple) and unit[0] == "group"}) < 4:
-        units = _joined(rows, lambda number: unit_of(number, ["pair"]))
-    return units
+    return _joined(rows, unit_of)
+
+
+def unit_column(rows: Rows) -> str:
+    """
+    The column by which [`hold_out`] divides questions where none is named.
+
+    Args:
+        rows (`Sequence[Mapping]`): questions.
+
+    Returns:
+        `str`: `"group"` where there are four groups or more that share no pair, else `"pair"`.
+    """
+    groups = {unit for unit in _units(rows, "group") if isinstance(unit, tuple) and unit[0] == "group"}
+    return "group" if len(groups) >= 4 else "pair"
 
 
 def hold_out(
@@ -219,7 +240,7 @@ def hold_out(
         raise ValueError(f"by={by!r} and occupations=True are two ways to hold out: give one of them.")
     rng = random.Random(seed)
     if not occupations and by != "occupation":
-        units = _units(rows, by)
+        units = _units(rows, by or unit_column(rows))
         held = _draw(rows, units, share, rng)
         train, test = _sides(rows, lambda number: units[number] in held)
     else:
@@ -227,7 +248,7 @@ def hold_out(
         train, test = [], []
         # What names a held-out occupation goes with it, and can take a kind along: another draw then.
         for _ in range(100):
-            found = _hold_occupations(rows, map(str, _draw(rows, units, share, rng)))
+            found = hold_occupations(rows, map(str, _draw(rows, units, share, rng)))
             if all(found) and (not train or all(_kinds(side) == _kinds(rows) for side in found)):
                 train, test = found
                 if all(_kinds(side) == _kinds(rows) for side in found):
