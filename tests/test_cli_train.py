@@ -66,6 +66,7 @@ def test_the_device_is_the_trainers_too(tmp_path, monkeypatch):
     [
         (["--out", "FILE"], "--out FILE: FILE is a file"),
         (["--out", "FILE/below/it"], "--out FILE/below/it: FILE is a file"),
+        (["--output_dir", "elsewhere"], "--output_dir elsewhere: the folder of everything is --out"),
         (["--resume_from_checkpoint", "True"], "--resume_from_checkpoint True: There is no complete checkpoint"),
         (["--resume_from_checkpoint", "FILE"], "--resume_from_checkpoint FILE: FILE is not a complete checkpoint"),
         (["--learning_rate", "nan"], "learning_rate=nan"),

@@ -44,6 +44,7 @@ def test_batches_that_enumeration_can_do_are_taken(tmp_path, batch, each):
         ({"neutral_batch_size": -1}, "neutral_batch_size=-1"),
         ({"neutral_tokens": 1}, "neutral_tokens=1: at least 2"),
         ({"neutral_tokens": -1}, "neutral_tokens=-1: at least 2"),
+        ({"abstain_reward": float("nan")}, "abstain_reward=nan"),
         ({"max_steps": 0}, "max_steps=0: at least 1, or -1"),
         ({"max_steps": -2}, "max_steps=-2"),
     ],

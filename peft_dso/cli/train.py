@@ -116,11 +116,13 @@ def check_settings(options: argparse.Namespace, settings: Any) -> Any:
         `str`, *optional*: the checkpoint to go on from.
 
     Raises:
-        ValueError: `--out` is no folder, there is no checkpoint to go on from, or nothing to evaluate on in training.
+        ValueError: `--out` is no folder or not the trainer's, there is no checkpoint to go on from, or nothing to evaluate on in training.
     """
     from ..training.checkpoints import checkpoint_to_resume
 
     out = Path(options.out)
+    if Path(settings.output_dir) != out:
+        raise ValueError(f"--output_dir {settings.output_dir}: the folder of everything is --out, now {out}.")
     there = next((place for place in (out, *out.parents) if place.exists()), None)
     if there is not None and not there.is_dir():
         raise ValueError(f"--out {out}: {there} is a file. Give a folder for the adapter, its report and its card.")

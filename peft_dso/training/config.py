@@ -213,6 +213,8 @@ class DSOTrainerConfig(RLOOConfig):
         for name, least in (("retain_batch_size", 0), ("neutral_batch_size", 0), ("neutral_tokens", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)!r}: at least {least}.")
+        if self.abstain_reward is not None and not math.isfinite(self.abstain_reward):
+            raise ValueError(f"abstain_reward={self.abstain_reward!r}: a finite number, or None for none.")
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"max_steps={self.max_steps!r}: at least 1, or -1 for as many as num_train_epochs makes.")
         for name in ("max_kl", "max_kl_ratio", "max_neutral_kl"):
