@@ -116,7 +116,8 @@ def check_settings(options: argparse.Namespace, settings: Any) -> Any:
         `str`, *optional*: the checkpoint to go on from.
 
     Raises:
-        ValueError: `--out` is no folder or not the trainer's, there is no checkpoint to go on from, or nothing to evaluate on in training.
+        ValueError: `--out` is no folder or not the trainer's, there is no checkpoint to go on from, or nothing to
+            evaluate on in training.
     """
     from ..training.checkpoints import checkpoint_to_resume
 
