@@ -220,3 +220,12 @@ def test_only_generate_repeats_rows():
         with pytest.raises(ValueError, match="set for 3 rows and the batch has 6"):
             call()
         model.set_steering_strength([0.0, 0.5, 1.0])
+
+
+def test_a_part_that_is_trained_is_seen():
+    """Gradient checkpointing would run it again without the strength of the call."""
+    model = get_peft_model(build("llama"), DSOConfig(init_weights=False)).eval()
+    model.get_base_model().gradient_checkpointing_enable()
+    model.get_base_model().model.train()
+    with pytest.raises(ValueError, match="runs the blocks again in backward"):
+        model(ids(), steering_strength=0.5)

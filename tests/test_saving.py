@@ -67,17 +67,19 @@ def test_weights_that_are_written_by_hand_go_with_their_configuration(tmp_path):
 
 
 def test_vectors_that_were_looked_at_before_they_were_trained(tmp_path):
-    """Somebody's own saving: the configuration first, and the vectors as they are by then."""
+    """Somebody's own saving: the configuration first, then the vectors as they are, or a copy of the earlier ones."""
     model = get_peft_model(build("llama"), DSOConfig(task_type="CAUSAL_LM"))
-    get_peft_model_state_dict(model)
+    filled(model, 0.5)
+    earlier = {name: vector.clone() for name, vector in get_peft_model_state_dict(model).items()}
     model.to(torch.float64).to(torch.float32)  # the parameters' storage is another one now
     filled(model, 0.25)
     copied = pickle.loads(pickle.dumps(copy.deepcopy(model)))
     for one in (model, copied):
         one.peft_config["default"].save_pretrained(tmp_path)
-        assert json.loads((tmp_path / "adapter_config.json").read_text())["vectors_sha256"]
-        save_file(get_peft_model_state_dict(one), tmp_path / "adapter_model.safetensors")
-        assert read(tmp_path) == {0.25}
+        assert not json.loads((tmp_path / "adapter_config.json").read_text())["vectors_sha256"]  # which, is not known
+        for vectors, value in ((earlier, 0.5), (get_peft_model_state_dict(one), 0.25)):
+            save_file(vectors, tmp_path / "adapter_model.safetensors")
+            assert read(tmp_path) == {value}
         (tmp_path / "adapter_model.safetensors").unlink()
 
 

@@ -170,6 +170,27 @@ def test_models_that_see_what_follows_are_refused_where_something_does():
     assert all(scores.answers.isfinite().any() for _, scores in score(decoder, SEVERAL))
 
 
+def test_causality_is_tried_within_the_positions():
+    """By a model that does not read tries, whose longest question just fits."""
+    model = lively(lambda: tf.BartForCausalLM(tf.BartConfig(
+        vocab_size=64, d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48,
+        max_position_embeddings=40, is_decoder=True, is_encoder_decoder=False,
+    )))  # fmt: skip
+    longest = EncodedQuestion((5,) * 39, (((20, 21),), ((22, 23),)))
+    assert not reads_tries(model, [longest])
+    ((_, scores),) = score(model, [longest])
+    assert scores.answers.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_activations_that_are_quantised_by_the_row_are_causal_enough():
+    """What follows changes how they round, and little else."""
+    model = lively(lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**TEXT)))
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    for (_, expected), (_, found) in zip(score(model, ONE, packed=False), score(quantised, ONE), strict=True):
+        torch.testing.assert_close(found.answers, expected.answers, rtol=0.05, atol=0.2)
+
+
 def test_encoder_decoders_are_refused():
     with pytest.raises(ValueError, match="T5ForConditionalGeneration is an encoder-decoder"):
         next(score(build("t5"), ONE))

@@ -9,6 +9,7 @@ from transformers import NanoChatConfig, NanoChatForCausalLM
 from transformers.integrations.bitnet import BitLinear
 from transformers.models.convnext.modeling_convnext import ConvNextLayerNorm
 from transformers.models.detr.modeling_detr import DetrFrozenBatchNorm2d
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.squeezebert.modeling_squeezebert import SqueezeBertLayerNorm
 
 from peft_dso import DSOConfig, find_sites
@@ -160,6 +161,16 @@ def test_norms_over_another_dimension_are_refused(norm, shape):
     assert [name for name, _ in model.named_modules()] == before
     get_peft_model(model, DSOConfig(exclude_modules=["1.0"]))
     get_peft_model(nn.ModuleList([nn.Sequential(ConvNextLayerNorm(8))]), DSOConfig())  # channels last
+
+
+def test_a_wide_norm_is_tried_on_little(monkeypatch):
+    made = []
+    real = torch.ones
+    monkeypatch.setattr(torch, "ones", lambda *args, **kwargs: made.append(real(*args, **kwargs)) or made[-1])
+    model = nn.ModuleList([nn.Sequential(LlamaRMSNorm(4096))])
+    made.clear()
+    get_peft_model(model, DSOConfig())
+    assert made and max(values.numel() for values in made) <= 4 * 4096
 
 
 @pytest.mark.parametrize(

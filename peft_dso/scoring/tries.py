@@ -49,33 +49,43 @@ def reads_tries(model: nn.Module, questions: Sequence[EncodedQuestion], half: Op
     tried = [EncodedQuestion(prompt, ()) for prompt in prompts]
     with evaluating(model), torch.no_grad():
         plain = score_plain(model, tried).decision
-        alone = torch.cat([score_plain(model, [question]).decision for question in tried]) if half else plain
+        noise = _noise(model, tried, plain) if half else plain.new_zeros(())
         spread = (plain - plain.mean(0)).square().mean().sqrt()
-
-        def error(other: torch.Tensor) -> torch.Tensor:
-            return (other - plain).square().mean(1).sqrt().amax()
-
         # In half precision rounding alone makes up to 0.09 of what prompts differ on real models, more or less with
         # the number of threads, as does each prompt without the others; a mask or positions that are not honoured make
         # 0.3 and more there, and less only where there is no noise to speak of.
-        noise = error(alone)
         allowed = 1e-5 + ((0.05 * spread + 4 * noise).clamp(max=0.3 * spread) if half else 0.001 * spread)
         try:
-            if error(score_packed(model, pack(tried)).decision) <= allowed:
+            if _error(score_packed(model, pack(tried)).decision, plain) <= allowed:
                 return True
         except torch.OutOfMemoryError:
             raise
         except Exception:  # of whatever kind: the mask has a form that is none of this model's
             pass
         if any(len(terms_of(question).places) > 1 for question in questions):
-            followed = [EncodedQuestion(prompt, ((prompts[-1][-2:],),)) for prompt in prompts]
-            if error(score_plain(model, followed).decision) > torch.maximum(allowed, 4 * noise):
+            # Two tokens shorter than they may be, and followed by one. More than the other prompts of a batch change:
+            # quantised models round by what is largest in it.
+            short = [EncodedQuestion(prompt[: max(1, len(prompt) - 2)], ()) for prompt in prompts]
+            followed = [EncodedQuestion(question.prompt, ((prompts[-1][-2:],),)) for question in short]
+            plain = score_plain(model, short).decision
+            changed = _error(score_plain(model, followed).decision, plain)
+            if changed > torch.maximum(0.03 * spread, 4 * _noise(model, short, plain)):
                 raise ValueError(
                     f"{type(plain_model(model)).__name__} is no causal language model: what follows a token changes "
                     "what is said there, so that answers of several tokens cannot be read. Give a causal one (a BERT "
                     "needs is_decoder=True), or answers of one token."
                 )
     return False
+
+
+def _noise(model: nn.Module, questions: Sequence[EncodedQuestion], plain: torch.Tensor) -> torch.Tensor:
+    """By how much prompts that are asked one by one differ from the same in a batch."""
+    return _error(torch.cat([score_plain(model, [question]).decision for question in questions]), plain)
+
+
+def _error(found: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
+    """The largest root mean square by which the distributions of a prompt differ."""
+    return (found - plain).square().mean(1).sqrt().amax()
 
 
 def _tried(questions: Sequence[EncodedQuestion]) -> list[tuple[int, ...]]:

@@ -13,7 +13,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import GenerationConfig
 
-from .layer import RECOMPUTED, DSOLayer
+from .layer import DSOLayer
 from .strength import borrowed_turn, steering_strength
 
 
@@ -47,7 +47,6 @@ def call_settings(
     if adapter_names is not None:
         _check_adapter_names(model, adapters, adapter_names, layers)
     with ExitStack() as stack:
-        stack.enter_context(_remembered(layers, strength is not None))
         if KEYWORD in kwargs or adapter_names is not None:
             stack.enter_context(borrowed_turn(layers))
         if strength is not None:
@@ -72,21 +71,10 @@ def _steered(adapter_names: Optional[list[str]]) -> list[Optional[str]]:
 def _check_recomputation(model: nn.Module) -> None:
     trained = torch.is_grad_enabled() and any(module.training for module in model.modules())
     if trained and getattr(model, "is_activation_checkpointing", False):
-        raise ValueError(RECOMPUTED)
-
-
-@contextmanager
-def _remembered(layers: Sequence[DSOLayer], borrowed: bool) -> Iterator[None]:
-    """Note for a later `backward` whether the strength that autograd has seen is gone by then (see [`Turn`])."""
-    turns = {layer.turn for layer in layers}
-    gone = borrowed if torch.is_grad_enabled() else any(turn.strength_is_gone for turn in turns)
-    for turn in turns:
-        turn.strength_is_gone = False
-    try:
-        yield
-    finally:
-        for turn in turns:
-            turn.strength_is_gone = gone
+        raise ValueError(
+            "steering_strength: gradient checkpointing runs the blocks again in backward(), when the strength of this "
+            "call is gone. Put the call and backward() into `with peft_dso.steering_strength(model, ...)`."
+        )
 
 
 @contextmanager

@@ -66,10 +66,12 @@ class Taken(NamedTuple):
         vectors (`list[tuple[str, torch.Tensor]]`): for [`vectors_sha256`]; where they can be, the parameters
             themselves, which may be trained on before they are written.
         when (`float`): seconds since the epoch.
+        sha256 (`str`): of the vectors at that time.
     """
 
     vectors: list[tuple[str, torch.Tensor]]
     when: float
+    sha256: str
 
 
 def weights_hashes(
@@ -96,11 +98,13 @@ def weights_hashes(
         )
     weights = os.path.join(folder, SAFETENSORS_WEIGHTS_NAME)
     coming = vectors_sha256(taken.vectors) if taken else None
+    if taken and coming != taken.sha256:
+        coming = None  # trained on since: a copy from then may be written, or what they are now
     if not os.path.isfile(weights):
         return None, coming
     vectors = pair_vectors(load_file(weights))
     found = vectors_sha256(vectors) if vectors else None
-    if taken and found != coming and os.path.getmtime(weights) < taken.when:
+    if taken and found not in (coming, taken.sha256) and os.path.getmtime(weights) < taken.when:
         return None, coming
     return file_sha256(weights), found
 

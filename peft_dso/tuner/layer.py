@@ -17,12 +17,6 @@ from .norms import is_norm, norm_width
 from .turns import Turn
 
 
-RECOMPUTED = (
-    "steering_strength: gradient checkpointing runs the blocks again in backward(), when the strength of this "
-    "call is gone. Put the call and backward() into `with peft_dso.steering_strength(model, ...)`."
-)
-
-
 class DSOLayer(nn.Module, BaseTunerLayer):
     """
     Wraps a norm and steers its output.
@@ -162,19 +156,12 @@ class DSOLayer(nn.Module, BaseTunerLayer):
             `torch.Tensor`: h + w (a * h + b), of the shape and dtype of the norm's own output h.
 
         Raises:
-            ValueError: the strength is set per row and the batch has another number of rows, or the norm is run again
-                in `backward` (gradient checkpointing) when the strength of its call is gone.
+            ValueError: the strength is set per row and the batch has another number of rows.
         """
         if self._disable_adapters:
             if self.merged_adapters:
                 self.unmerge()
             return self.base_layer(*args, **kwargs)
-        if (
-            not torch.compiler.is_compiling()
-            and self.turn.strength_is_gone
-            and torch._C._current_graph_task_id() != -1  # within backward
-        ):
-            raise ValueError(RECOMPUTED)
         h = self.base_layer(*args, **kwargs)
         affines, plain = self.active_affines(), h
         if self.merged_adapters:

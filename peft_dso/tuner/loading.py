@@ -9,7 +9,7 @@ from typing import Optional
 import torch
 from torch import nn
 
-from .files import Taken, pair_vectors
+from .files import Taken, pair_vectors, vectors_sha256
 from .strength import dso_layers
 
 
@@ -92,5 +92,5 @@ def taken(
     parameters = [item for pair in pairs if adapter_name in pair for item in pair[adapter_name].named_parameters()]
     for found in (vectors,) if copied else (parameters, vectors):
         if found and all(type(v.data) is torch.Tensor and not v.is_meta and v.numel() for _, v in found):
-            return Taken(found, time.time())
+            return Taken(found, time.time(), vectors_sha256(vectors))
     return None

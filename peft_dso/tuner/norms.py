@@ -53,8 +53,8 @@ def multiplies_plainly(norm: nn.Module) -> bool:
 def check_axis(norm: nn.Module, name: str) -> None:
     """
     Refuse a norm over another dimension than the last, such as ConvNeXt's over channels that come first: it takes what
-    no norm over `d` features can, an input of `d` and `d + 1`. A norm without values (on the meta device, offloaded or
-    split over processes) is let through.
+    no norm over `d` features can, an input whose last dimension is another one. A norm without values (on the meta
+    device, offloaded or split over processes) is let through.
 
     Args:
         norm (`nn.Module`): the norm.
@@ -68,7 +68,8 @@ def check_axis(norm: nn.Module, name: str) -> None:
     if multiplies_plainly(norm) or not plain or width == 1:
         return
     values = {n: p.detach().cpu().float() for n, p in norm.named_parameters()}
-    for shape in ((1, width, width + 1), (1, width, width + 1, width + 1)):
+    other = 3 if width == 2 else 2  # and not 1, which any weight would be spread over
+    for shape in ((1, width, other), (1, width, other, other)):
         try:
             with torch.no_grad():
                 torch.func.functional_call(norm, values, torch.ones(shape, device="cpu"))

@@ -130,8 +130,6 @@ def set_steering_strength(model: nn.Module, strength: Strength, adapter_name: Op
         if tensor is not None and tensor.dim() and layers[site].rows == "none":
             raise ValueError(f"{site!r} stands in a tower whose inputs are not rows of the batch: set a number.")
     with borrowed_turn(layers.values()):
-        for layer in layers.values():
-            layer.turn.strength_is_gone = False
         placed: dict[tuple[int, torch.device], torch.Tensor] = {}
         for key, tensor in wanted.items():
             if tensor is not None:

@@ -21,10 +21,6 @@ class Turn:
     threads wait. Another task of the same thread cannot wait without stopping the one that it waits for, so that it
     is refused. A copy of the lock, pickled ones included, is a free lock.
 
-    Attributes:
-        strength_is_gone (`bool`): the last strength that autograd has seen was borrowed for one call. What that call
-            computed cannot be computed again in `backward`.
-
     Raises:
         RuntimeError: on entering, another task of the same event loop holds it.
     """
@@ -33,7 +29,6 @@ class Turn:
         self._free = threading.Lock()
         self._owner: Optional[tuple[int, Any]] = None
         self._depth = 0
-        self.strength_is_gone = False
 
     def __enter__(self) -> None:
         me = (threading.get_ident(), _task())
