@@ -211,7 +211,13 @@ def test_seeds_are_fitted_apart(tmp_path):
     (tmp_path / "caa-seedling").mkdir()
     said = []
     again = run(tmp_path, ["caa"], settings=settings, said=said)  # with fewer seeds: the others stay
-    assert again == found and "\n".join(said).count("measured already") == 2
+    assert again == found and "\n".join(said).count("measured already") == 2 and "0.1.0" not in "\n".join(said)
+    path = tmp_path / "caa" / "report.json"
+    measured = json.loads(path.read_text())
+    assert measured["description"].pop("kl") == "of all tokens that decide an answer"
+    path.write_text(json.dumps(measured))  # as it was before
+    run(tmp_path, ["caa"], settings=settings, said=said)
+    assert f"{path} is of version 0.1.0: its KL is that of the first token of an answer alone" in "\n".join(said)
     save_comparison(again, tmp_path)
     methods = {r.method for r in load_records(tmp_path / "records.json")}
     assert methods == {"caa", "caa-seed0", "caa-seed1"}

@@ -37,6 +37,7 @@ from .prompting import WORDINGS, askable_wordings, choose_prompt, prompts
 __all__ = ["Comparison", "Fit", "compare"]
 Load = Callable[[], tuple[Any, Any]]
 Say = Callable[[str], Any]
+KL = "of all tokens that decide an answer"  # in the description of each report
 # What the user or the machine can be at fault for; anything else is a mistake of the program and is to be seen.
 MENDABLE = (ValueError, TypeError, KeyError, ImportError, OSError, FloatingPointError, RuntimeError)
 
@@ -163,7 +164,7 @@ class _Work:
         path = folder / "report.json"
         if path.is_file():
             self.say("    measured already")
-            report = load_report(path)
+            report = self._read(path)
         else:
             model, processor = self.load()
             # What is measured is what was saved.
@@ -185,12 +186,12 @@ class _Work:
                 chosen = json.loads((folder / "fit.json").read_text(encoding="utf-8"))["chosen"]
                 for wording in WORDINGS:
                     if (folder / f"{wording}.json").is_file():
-                        self._take_wording(method, wording, chosen, load_report(folder / f"{wording}.json"), found)
+                        self._take_wording(method, wording, chosen, self._read(folder / f"{wording}.json"), found)
             return
         for folder in (self.folder / method.name, *sorted(self.folder.glob(f"{method.name}-seed*"))):
             if (folder / "fit.json").is_file() and (folder / "report.json").is_file():
                 noted = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
-                found.reports.setdefault(method.name, []).append(load_report(folder / "report.json"))
+                found.reports.setdefault(method.name, []).append(self._read(folder / "report.json"))
                 found.fits.setdefault(method.name, []).append(Fit(**noted["fit"]))
                 _show_measured(method, folder)
                 self.say(f"{folder.name}: from an earlier comparison")
@@ -247,7 +248,19 @@ class _Work:
 
     def _measured(self, model: Any, processor: Any, strengths: Sequence[float], knob: Any = None) -> Report:
         sets = {"test": self.parts.test, "validation": self.parts.validation}
-        return sweep(model, processor, sets, strengths, knob=knob, neutral=self.neutral, progress=self.progress)
+        report = sweep(model, processor, sets, strengths, knob=knob, neutral=self.neutral, progress=self.progress)
+        report.description["kl"] = KL
+        return report
+
+    def _read(self, path: Path) -> Report:
+        """A report of this call or an earlier one."""
+        report = load_report(path)
+        if report.description.get("kl") != KL:
+            self.say(
+                f"    {path} is of version 0.1.0: its KL is that of the first token of an answer alone, which is less "
+                "where answers begin alike. Delete it to measure again."
+            )
+        return report
 
     def prompt(self, method: Method, found: Comparison) -> None:
         """Measure the wordings, and mark the one that validates best."""
@@ -268,7 +281,7 @@ class _Work:
             report_path = folder / f"{knob.name}.json"
             if report_path.is_file():
                 self.say(f"    {knob.name}: measured already")
-                report = load_report(report_path)
+                report = self._read(report_path)
             else:
                 self.say(f"    {knob.name}")
                 report = self._measured(model, processor, method.strengths, knob)

@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     )
     parts, earlier = divided(), divided(halves=False)
     if claimed(options.out).get("validation") == digest(earlier.validation):
-        parts = earlier  # a comparison that version 0.1.0 began goes on with its own questions
+        parts = earlier  # a comparison that version 0.1.0 began goes on with its own questions, unless they overlap
     texts = neutral_texts("test")[: options.neutral_texts]
     name = shown_name(options.model)
     found = compare(
