@@ -153,6 +153,17 @@ def test_a_conversation_remembers_its_own_side(visitor, twin):
     assert sides[0] != sides[1]
 
 
+def test_the_next_message_may_be_written_while_this_one_is_answered():
+    model, tokenizer = steered_model(), tiny_tokenizer()
+    model.generation_config.eos_token_id = model.get_base_model().generation_config.eos_token_id = None
+    tokenizer.chat_template = CHAT
+    page = build(model, tokenizer)
+    gr = pytest.importorskip("gradio")
+    (talk,) = (function.fn for function in page.fns.values() if function.api_name == "talk")
+    fields = [step[2] for step in talk("The nurse", None, [], [], 6, 0.0, 1.0)]
+    assert len(fields) == 6 and fields[0] == "" and fields[1:] == [gr.skip()] * 5
+
+
 def test_bad_input_gets_a_message_and_the_page_lives_on(visitor, twin):
     prompt, words = visitor.page.get_by_label("Prompt").first, visitor.page.get_by_label("Answers").first
     for field, value, message in (

@@ -167,8 +167,9 @@ def add_conversation(controls: Controls) -> None:
 
     def talk(
         text: str, image: Any, left: Any, right: Any, length: Any, temperature: Any, *values: Any
-    ) -> Iterator[tuple[Any, Any, str, str]]:
+    ) -> Iterator[tuple[Any, Any, Any, str]]:
         before = ([*(left or [])], [*(right or [])])
+        field: Any = ""  # emptied once: the next message may be written while this one is answered
         try:
             messages = tuple(
                 [{"role": m["role"], "content": plain(m["content"])} for m in side]
@@ -183,7 +184,8 @@ def add_conversation(controls: Controls) -> None:
                 sides = [
                     [*m, {"role": "assistant", "content": t or "..."}] for m, t in zip(messages, texts, strict=False)
                 ]
-                yield sides[0], sides[1], "", ""
+                yield sides[0], sides[1], field, ""
+                field = gr.skip()
         except MENDABLE as error:
             yield before[0], before[1], text, bars.problem(error)
 
