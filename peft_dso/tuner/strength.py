@@ -56,12 +56,11 @@ def _as_tensor(value: Value) -> torch.Tensor:
         # torch.inference_mode would leave a tensor that no later training step may use.
         with torch.inference_mode(False):
             given = torch.as_tensor(value)
+            if isinstance(value, (bool, str)) or given.dtype == torch.bool or given.is_complex():
+                raise TypeError
             tensor = given.detach().to(torch.float32, copy=True)
-        real = not isinstance(value, (bool, str)) and given.dtype != torch.bool and not given.is_complex()
     except (TypeError, ValueError, RuntimeError):
-        real = False
-    if not real:
-        raise TypeError(f"The steering strength must be a number or one number per row, got {value!r}.")
+        raise TypeError(f"The steering strength must be a number or one number per row, got {value!r}.") from None
     if tensor.dim() > 1 or tensor.numel() == 0:
         raise ValueError(
             f"The steering strength must be a number or one number per row, got shape {tuple(tensor.shape)}."
