@@ -62,9 +62,12 @@ def run(options: argparse.Namespace) -> int:
         validated=measured and max(1, measured // 2),
         occupations=options.held_out_occupations,
     )
-    parts, earlier = divided(), divided(halves=False)
-    if claimed(options.out).get("validation") == digest(earlier.validation):
-        parts = earlier  # a comparison that version 0.1.0 began goes on with its own questions, unless they overlap
+    parts, noted = divided(), claimed(options.out).get("validation")
+    if noted not in (None, digest(parts.validation)):
+        # A comparison that version 0.1.0 began goes on with its own questions, unless they overlap.
+        earlier = divided(halves=False)
+        if noted == digest(earlier.validation):
+            parts = earlier
     texts = neutral_texts("test")[: options.neutral_texts]
     name = shown_name(options.model)
     found = compare(
