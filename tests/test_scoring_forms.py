@@ -75,6 +75,20 @@ def test_forms_are_summed_and_no_text_counts_twice(packed):
         assert float(scores.answers[row].exp().sum() + scores.abstentions[row].exp()) <= 1 + 1e-6
 
 
+def test_without_idle_abstentions_the_answers_are_what_they_were():
+    """Only an abstention that begins as an answer does takes something from it."""
+    model, questions = tiny_model(), asked()
+    with torch.no_grad():
+        scores = score_prepared(model, prepare([question.answers_only() for question in questions], True))
+    for row, question in enumerate(questions):
+        *answers, _ = by_enumeration(model, question)
+        assert scores.answers[row, : len(answers)].exp().tolist() == pytest.approx(answers, rel=1e-4, abs=1e-6)
+    left = {name: EncodedQuestion((1,), *case[:1], abstentions=case[1]).answers_only() for name, case in CASES.items()}
+    assert {name: question.abstentions for name, question in left.items() if question.abstentions} == {
+        "far below": ((3, 4),), "own, other, own": ((3, 4, 6),),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_gradients_are_those_of_the_enumeration(packed):
     question = EncodedQuestion((2,), *CASES["own, other, own"][:1], abstentions=CASES["own, other, own"][1])

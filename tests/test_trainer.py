@@ -228,12 +228,15 @@ def test_retained_rows_hold_ability(tmp_path):
 
 
 def test_answers_that_share_their_first_token(tmp_path):
-    """They are scored, and held to the base, to their ends."""
+    """They are scored, and held to the base, to their ends; ways of not answering are not followed to theirs."""
     model = get_peft_model(leaning(), DSOConfig(init_weights=False, task_type="CAUSAL_LM"))
-    rows = [{**r, "answers": [" he said", " he left"]} for r in tiny_questions()]
+    rows = [{**r, "answers": [" he said", " he left"], "abstentions": [" she left"]} for r in tiny_questions()]
     job = trainer(tmp_path, model, rows=rows, max_steps=1, learning_rate=0.0, per_device_train_batch_size=len(rows))
-    job.train()
+    asked = []
+    with model.register_forward_pre_hook(lambda _, args, kwargs: asked.append(kwargs["input_ids"]), with_kwargs=True):
+        job.train()
     tokenizer, kl = tiny_tokenizer(), 0.0
+    assert asked and not any((ids == tokenizer.convert_tokens_to_ids("she")).any() for ids in asked)
     said, left, he = tokenizer.convert_tokens_to_ids(["said", "left", "he"])
     for row in rows:
         ids = tokenizer(row["prompt"])["input_ids"]

@@ -165,8 +165,8 @@ def fit_counterfactual(
     groups = trainable_groups(rows)
     torch.manual_seed(seed)
     fitted = _add_adapter(model, adapter, rank, lora_alpha, dropout)
-    encoded = [encode_row(processor, row) for row in rows]
-    kept = [encode_row(processor, row) for row in retained]
+    encoded = [encode_row(processor, row).answers_only() for row in rows]
+    kept = [encode_row(processor, row).answers_only() for row in retained]
     with evaluating(fitted):
         packed = reads_tries(fitted, encoded)
 

@@ -58,7 +58,7 @@ def validate(model: nn.Module, processor: Any, questions: Sequence[Mapping[str, 
     rows = list(questions)
     widest = max(len(row["answers"]) for row in rows)
     log_p = torch.full((len(rows), widest), -torch.inf)
-    for numbers, scores in score(model, [encode_row(processor, row) for row in rows]):
+    for numbers, scores in score(model, [encode_row(processor, row).answers_only() for row in rows]):
         log_p[numbers, : scores.answers.shape[1]] = scores.answers.float().cpu()
     said = Answered(rows, log_p.double().numpy())
     if not len(said.ambiguous):

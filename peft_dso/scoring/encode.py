@@ -39,6 +39,15 @@ class EncodedQuestion:
         """The question without its answers: only the distribution after the prompt is read."""
         return replace(self, answers=(), abstentions=())
 
+    def answers_only(self: Encoded) -> Encoded:
+        """
+        The question without its abstentions, except those that begin as a form of an answer does: the probabilities of
+        the answers stay what they are, and what else could be said is not followed to its end.
+        """
+        forms = {form for answer in self.answers for form in answer}
+        kept = (said for said in self.abstentions if any(said[:length] in forms for length in range(len(said))))
+        return replace(self, abstentions=tuple(kept))
+
 
 @dataclass(frozen=True)
 class PicturedQuestion(EncodedQuestion):
