@@ -1,5 +1,7 @@
 """The baselines against plain computations of their own: numpy on activations that hooks of the test read."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from peft_dso.baselines import (
 )
 from peft_dso.baselines.activations import read_activations
 from peft_dso.baselines.adapters import pairs_of
+from peft_dso.baselines.iti import projected
 from peft_dso.baselines.places import attention_outputs, block_norms
 
 
@@ -201,6 +204,25 @@ def test_iti_takes_the_heads_whose_probes_are_right():
     # theta is that feature nearly alone, sigma is 50, and it points to the positive texts.
     assert torch.nn.functional.cosine_similarity(bias, plain, dim=0) > 0.99
     assert bias.norm() == pytest.approx(15 * 50 * float(plain.norm()), rel=0.02)
+
+
+def test_a_shift_through_weights_with_a_scale_of_their_own():
+    """Integers and float8 alike are nothing without it: the layer knows it."""
+    torch.manual_seed(0)
+    delta = torch.randn(8)
+    for kind in (torch.int8, torch.float8_e4m3fn):
+        scaled = torch.nn.Linear(8, 4)
+        scaled.weight = torch.nn.Parameter((10 * torch.randn(4, 8)).to(kind), requires_grad=False)
+        scaled.forward = lambda x, layer=scaled: x @ (0.01 * layer.weight.float()).T + layer.bias
+        torch.testing.assert_close(projected(scaled, delta), 0.01 * scaled.weight.float() @ delta)
+
+
+def test_iti_says_how_many_heads_are_alike():
+    said = []
+    fit_iti(model_of("llama"), TOKENIZER, ROWS, heads=4, progress=said.append)
+    accuracies = sorted(float(number) for number in re.findall(r"right on (\S+) to (\S+);", said[-1])[0])
+    last, alike = re.search(r"(\d+) heads are alike at (\S+),", said[-1]).groups()[::-1]
+    assert float(last) == accuracies[0] and 1 <= int(alike) <= 4
 
 
 # --- Linear-AcT ------------------------------------------------------------------------------------------------------

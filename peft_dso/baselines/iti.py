@@ -42,7 +42,8 @@ def fit_iti(
     progress: Callable[[str], Any] = lambda line: None,
 ) -> PeftModel:
     """
-    Fit ITI. Strength 1 is `alpha`; the method's own range of alpha is 0 to 20.
+    Fit ITI. Strength 1 is `alpha`; the method's own range of alpha is 0 to 20. Of heads whose probes are right equally
+    often the first count as better. On few texts many are: which are taken is chance then, and decides much.
 
     Args:
         model (`PreTrainedModel`): the base model; it is wrapped in place.
@@ -82,7 +83,12 @@ def fit_iti(
     labels = torch.tensor([1] * len(texts.positive) + [0] * len(texts.negative))
     accuracies = probe_accuracies(x, labels, torch.tensor(held + held))
     ranked = sorted(accuracies, key=lambda place: (-accuracies[place], place))[:chosen]
-    progress(f"chose {chosen} heads, probes right on {accuracies[ranked[-1]]:.2f} to {accuracies[ranked[0]]:.2f}")
+    last = accuracies[ranked[-1]]
+    alike = sum(accuracy == last for accuracy in accuracies.values())
+    progress(
+        f"chose {chosen} heads, probes right on {last:.2f} to {accuracies[ranked[0]]:.2f}; "
+        f"{alike} heads are alike at {last:.2f}, of which the first are taken"
+    )
     biases: dict[str, torch.Tensor] = {}
     for layer, head in ranked:
         name = list(modules)[layer]
@@ -188,7 +194,8 @@ def head_shift(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def projected(projection: Any, delta: torch.Tensor) -> torch.Tensor:
     """W_o delta, without the projection's own bias: shape `(out,)`, float32 on the CPU."""
     weight = projection.weight
-    if not weight.is_floating_point():  # quantised: what the layer itself makes of it
+    # Quantised, to integers or to float8 with a scale of its own: what the layer itself makes of it.
+    if not weight.is_floating_point() or weight.element_size() == 1:
         at_zero, at_delta = projection(torch.stack([torch.zeros_like(delta), delta]).to(weight.device))
         return (at_delta - at_zero).float().cpu()
     weight = weight.detach().float().cpu()

@@ -44,7 +44,7 @@ class Method:
 
 _UNIT = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _TRANSPORT = (0.0, 0.5, 1.0, 1.5, 2.0)
-_CAA = (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0)
+_CAA = (-2.0, -1.0, 0.0, 0.5, 0.8, 1.0, 2.0)
 
 METHODS: dict[str, Method] = {
     method.name: method
