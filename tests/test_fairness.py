@@ -276,3 +276,29 @@ def test_units_of_what_was_not_seen():
     assert torch.allclose(slope, torch.tensor(expected)) and torch.equal(slope, shift)
     assert torch.allclose(other, torch.full((2,), expected[0]))  # the median of the others
     assert torch.equal(fisher_units([(torch.zeros(2), torch.zeros(2))])[0][0], torch.ones(2))
+
+
+def test_a_preference_for_a_place_is_no_stereotype():
+    """Either answer stands first in one question of a pair: what counts is the mean of the pair, by occupation."""
+    p = torch.tensor([[0.8, 0.2], [0.7, 0.3], [0.6, 0.4], [0.9, 0.1]])  # the first answer, the second
+    rows = [
+        {"occupation": o, "answers": ["a", "b"], "meanings": m, "pair": "one", "first": 0}
+        for o, m in (("nurse", ["pro", "anti"]), ("nurse", ["anti", "pro"]), ("cook", ["pro", "anti"]))
+    ]
+    rows.append({"occupation": "nurse", "answers": ["a", "b"], "meanings": ["pro", "anti"], "pair": None, "first": 0})
+    reward = EnumeratedReward(("pro", "anti"), smoothing=2.0, question_share=1.0)
+    shares = [(0.8, 0.2), (0.3, 0.7), (0.6, 0.4), (0.9, 0.1)]  # pro, anti
+    deviations = [(0.8 + 0.3) - 1] * 2 + [2 * 0.6 - 1, 2 * 0.9 - 1]  # p_pro - p_anti
+    expected = [-d / 2 * (a - b) for d, (a, b) in zip(deviations, shares, strict=True)]
+    assert reward(rows, p.log()).tolist() == pytest.approx(expected, abs=1e-6)
+    anywhere = [{**row, "first": None} for row in rows]  # no place: each question's own
+    assert reward(anywhere, p.log())[1] == pytest.approx(0.4 / 2 * (0.7 - 0.3) * -1)
+
+    tilt, least = reward.tilt(rows, p.log(), p.log())
+    pro = [math.log(0.5 / x) for x in (0.8, 0.3, 0.6, 0.9)]
+    anti = [math.log(0.5 / x) for x in (0.2, 0.7, 0.4, 0.1)]
+    pro[:2], anti[:2] = [sum(pro[:2]) / 2] * 2, [sum(anti[:2]) / 2] * 2
+    assert tilt.tolist() == pytest.approx(
+        [x * a + y * b for (x, y), a, b in zip(shares, pro, anti, strict=True)], abs=1e-5
+    )
+    assert least.tolist() == pytest.approx([-math.log(4 * x * y) / 2 for x, y in shares], rel=1e-5)

@@ -62,6 +62,22 @@ class EnumeratedReward:
         p = (log_p / temperature).softmax(-1)
         return p if self.abstain_reward is None else log_p.exp().sum(-1, keepdim=True) * p
 
+    @staticmethod
+    def _over_pairs(rows: Sequence[Mapping[str, Any]], values: torch.Tensor) -> torch.Tensor:
+        """
+        Values of questions, shape `(questions, k)`, as the mean over those of a pair about one occupation where the
+        answers have a place (`first`): in a pair either stands first, and what a model prefers for its place alone is
+        no stereotype.
+        """
+        number: dict[Any, int] = {}
+        keys = [
+            (row["pair"], row["occupation"]) if row.get("pair") is not None and row.get("first") is not None else n
+            for n, row in enumerate(rows)
+        ]
+        index = torch.tensor([number.setdefault(key, len(number)) for key in keys], device=values.device)
+        sums = values.new_zeros(len(number), values.shape[1]).index_add(0, index, values)
+        return (sums / index.bincount(minlength=len(number)).unsqueeze(-1))[index]
+
     def observe(self, rows: Sequence[Mapping[str, Any]], log_p: torch.Tensor) -> None:
         """Count what the model says (log-probabilities, shape `(questions, answers)`) towards the majorities."""
         group = self.group_index(rows, log_p)
@@ -108,6 +124,7 @@ class EnumeratedReward:
             reward = group_rewards(shares, self.smoothing, fair)
             if self.question_share:
                 own = own / own.sum(-1, keepdim=True).clamp(min=torch.finfo(own.dtype).tiny)
+                own = self._over_pairs(rows, own)
                 own = group_rewards(own, self.smoothing, offered / offered.sum(-1, keepdim=True))
                 reward = torch.lerp(reward, own, self.question_share)
             expected = expected + (p * reward.gather(1, group)).sum(-1) / len(self.temperatures)
@@ -132,4 +149,4 @@ class EnumeratedReward:
         """
         group = self.group_index(rows, log_p)
         least, reward = nearest_fair(group_log_masses(base, group, len(self.groups)))
-        return (log_p.exp() * reward.gather(1, group)).sum(-1), least
+        return (log_p.exp() * self._over_pairs(rows, reward).gather(1, group)).sum(-1), least

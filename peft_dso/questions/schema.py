@@ -12,7 +12,7 @@ The columns of a question, and their check.
 | `abstentions` | list of `str`, optional | named ways of not answering, such as `"unknown"` or `"neither"` |
 | `right` | `int` or `None` | index of the one right answer; `None` where all are equally right (ambiguous) |
 | `first` | `int` or `None`, optional | index of the answer that is named or listed first (position preference) |
-| `pair` | `str`, optional | questions that belong together (bootstrap draws them together) |
+| `pair` | `str`, optional | questions that belong together, such as two orders (bootstrap; training, with `first`) |
 | `group` | `str`, optional | what a split holds out as a whole, such as the sentence frame |
 """
 

@@ -48,7 +48,8 @@ class DSOTrainerConfig(RLOOConfig):
         question_share (`float`):
             Share of the reward, in [0, 1], that is taken from the imbalance of each question's own answers in place of
             its occupation's. 0 is the paper: leans of different questions may cancel. Above 0 no single question is
-            to lean. Only for `rollouts="enumerate"`.
+            to lean; where the answers have a place (`first`), no pair of questions, in which either stands first: a
+            preference for a place is no stereotype. Only for `rollouts="enumerate"`.
         warm_start (`bool`, defaults to `False`):
             Count what the model says to all training questions before the first step, so that the first majorities do
             not hang on one batch. Needs `reward_memory` above 0, or the memory of a `FairnessReward` of your own.
