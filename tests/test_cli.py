@@ -233,6 +233,12 @@ def test_general_ability_on_a_task_in_local_files(world, capsys, monkeypatch):
         context = results["samples"]["tiny_choice"][0]["arguments"]
         text = str(context)
         assert text.count("said that") == 2 * 3  # for each choice two examples, and the question
+    path = folder / "tiny_choice.yaml"
+    path.write_text(path.read_text() + "num_fewshot: 0\n")
+    with pytest.warns(UserWarning, match="tiny_choice was asked with 0 examples, not num_fewshot=2"):
+        assert cli.main(few) == 0
+    for wrong, said in (("--num-fewshot=-1", "num_fewshot=-1: at least 0"), ("--task-limit=0", "limit=0: at least 1")):
+        assert cli.main([*call, wrong]) == 1 and said in capsys.readouterr().err
     assert cli.main([*call, "--apply-chat-template"]) == 1
     assert "no chat template" in capsys.readouterr().err
     call[call.index("tiny_choice")] = "no_such_task"

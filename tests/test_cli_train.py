@@ -2,10 +2,11 @@
 
 import argparse
 import json
+import re
 
 import pytest
 import torch
-from models import tiny_questions, tiny_tokenizer
+from models import OCCUPATIONS, tiny_questions, tiny_tokenizer
 from trainers import RIGHT, leaning, vectors
 from transformers import TrainerCallback
 
@@ -168,3 +169,20 @@ def test_a_training_goes_on_where_it_was_cut_off(call, tmp_path, monkeypatch):
     for checkpoint, step in ((str(tmp_path / "out" / "checkpoint-2"), 2), ("True", 4)):
         assert cli.main([*call, "--max_steps", "4", "--resume_from_checkpoint", checkpoint]) == 0
         assert began.pop() == step
+
+
+def test_what_was_measured_and_what_was_trained_on(call, tmp_path, capsys):
+    """Report and card name each; what stands in both is told; a file's occupations are held out from it."""
+    rows = tiny_questions() + RIGHT
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_questions()[:6]))
+    other = [*call, "--max_steps", "1", "--anyway", "--test", str(tmp_path / "other.jsonl")]
+    assert cli.main(other) == 0
+    said = capsys.readouterr().out
+    assert "Note: 6 of the 6 questions of the test set stand among those to train on, too." in said
+    assert "The base, on 6 questions of the test set" in said and f"Training on {len(rows)} questions" in said
+    report, card = json.loads((tmp_path / "out" / REPORT).read_text()), (tmp_path / "out" / "README.md").read_text()
+    assert report["description"]["questions"] == "other.jsonl"
+    assert f"{len(rows)} questions (questions.jsonl)" in card
+    assert cli.main([*other, "--held-out-occupations"]) == 0
+    trained = int(re.search(r"Training on (\d+) questions", capsys.readouterr().out)[1])
+    assert trained in {sum(row["occupation"] != o for row in rows) for o in OCCUPATIONS}

@@ -208,6 +208,10 @@ def test_seeds_are_fitted_apart(tmp_path):
         spread = np.std([a.value, b.value], ddof=1)
         error = math.sqrt((a.standard_error**2 + b.standard_error**2) / 2 + spread**2 / 2)
         assert m.standard_error == pytest.approx(error)
+    older = Report({"test": found.reports["caa"][1].sets["test"][::2]})  # measured when there were fewer strengths
+    both = averaged([found.reports["caa"][0], older])
+    assert [r.strength for r in both] == [r.strength for r in older.sets["test"]]
+    assert both[1].measures["bias"].value == pytest.approx((one[2].value + other[2].value) / 2)
     (tmp_path / "caa-seedling").mkdir()
     said = []
     again = run(tmp_path, ["caa"], settings=settings, said=said)  # with fewer seeds: the others stay
@@ -221,6 +225,10 @@ def test_seeds_are_fitted_apart(tmp_path):
     save_comparison(again, tmp_path)
     methods = {r.method for r in load_records(tmp_path / "records.json")}
     assert methods == {"caa", "caa-seed0", "caa-seed1"}
+    path.write_text(path.read_text()[:100])
+    run(tmp_path, ["linear-act"], settings={"linear-act": {"pairs": 4}}, said=said)
+    assert f"caa: left out, and to be deleted, since it cannot be read: {path} is not" in "\n".join(said)
+    path.write_text(json.dumps(measured))
     others = run(tmp_path, ["caa"], settings={"caa": {"layer": 0, "pairs": 4}})
     assert others.failures.keys() == {"caa", "caa-seed1"} and "was fitted with" in others.failures["caa-seed1"]
     assert table_lines(found)[0][-3] == "bias over fits"

@@ -25,6 +25,7 @@ from peft_dso.evaluation import (
     Prompting,
     calibrate_strength,
     knob_of,
+    save_report,
     sweep,
 )
 from peft_dso.evaluation.asking import answer_log_probs
@@ -250,3 +251,30 @@ def test_prompts_change_prompts_alone():
         sweep(base, tokenizer, {"a": ROWS}, knob=swapped)
     with pytest.raises(ValueError, match="a prompt is there or not"):
         sweep(base, tokenizer, {"a": ROWS}, (0.5,), knob=swapped)
+    turned = Prompting(lambda row: {**row, "answers": row["answers"][::-1]}, "turn")
+    with pytest.raises(ValueError, match="turn turns the answers"):
+        sweep(base, tokenizer, {"a": ROWS}, knob=turned)
+    with pytest.raises(ValueError, match="nothing turns question 0 into None: a rewriting returns a row"):
+        sweep(base, tokenizer, {"a": ROWS}, knob=Prompting(lambda row: None, "nothing"))
+
+
+def test_a_rewriting_may_edit_the_row_that_it_is_given():
+    base, tokenizer = randomize(leaning()).eval(), tiny_tokenizer()
+    rows = [dict(row) for row in ROWS]
+
+    def edit(row):
+        row["prompt"] = preamble(row)["prompt"]
+        return row
+
+    edited, plain = (sweep(base, tokenizer, {"a": rows}, knob=Prompting(f, "p")).sets["a"] for f in (edit, preamble))
+    assert rows == ROWS and edited == plain
+
+
+def test_strengths_are_numbers(tmp_path):
+    model, _ = adapted(DSOConfig(init_weights=False, task_type="CAUSAL_LM"))
+    report = sweep(model, tiny_tokenizer(), {"a": ROWS}, [np.float32(0), torch.tensor(0.5), np.int64(1)])
+    save_report(report, tmp_path / "report.json")
+    assert [type(r.strength) for r in report.sets["a"]] == [float] * 3
+    for wrong in (["a"], [None], 0.5, "01", [float("nan")]):
+        with pytest.raises(ValueError, match="finite numbers"):
+            sweep(model, tiny_tokenizer(), {"a": ROWS}, wrong)

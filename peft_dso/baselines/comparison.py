@@ -129,7 +129,10 @@ def compare(
             say(f"    failed: {found.failures[label]}")
     for method in METHODS.values():
         if method not in chosen:
-            work.found_before(method, found)
+            try:
+                work.found_before(method, found)
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                say(f"{method.name}: left out, and to be deleted, since it cannot be read: {error}")
     return found
 
 

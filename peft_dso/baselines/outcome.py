@@ -26,14 +26,18 @@ def averaged(reports: Sequence[Report], name: str = "test") -> list[StrengthResu
     which are the same for all, and how much the mean of so many fits may vary.
 
     Args:
-        reports (`Sequence[Report]`): one per fit, at the same strengths.
+        reports (`Sequence[Report]`): one per fit.
         name (`str`, defaults to `"test"`): the set.
 
     Returns:
-        `list[StrengthResult]`: in the order of the strengths.
+        `list[StrengthResult]`: at the strengths at which all fits were measured, in the order of the first.
     """
     found = []
-    for results in zip(*(report.sets[name] for report in reports), strict=True):
+    measured = [{result.strength: result for result in report.sets[name]} for report in reports]
+    for strength in measured[0]:
+        if not all(strength in by_strength for by_strength in measured):
+            continue  # one was measured when a method had other strengths
+        results = [by_strength[strength] for by_strength in measured]
         measures = {}
         for key in results[0].measures:
             each = [r.measures[key] for r in results if key in r.measures]

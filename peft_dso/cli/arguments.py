@@ -103,7 +103,11 @@ def add_questions(parser: argparse.ArgumentParser, required: bool) -> None:
         action="store_true",
         help="of a builder: measure on one occupation in five alone, and train without them",
     )
-    parser.add_argument("--chat", action="store_true", help="prompts as messages for an instruction-tuned model")
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="prompts as messages for an instruction-tuned model; rows of a file are asked as they stand",
+    )
     parser.add_argument(
         "--limit",
         type=int,

@@ -113,7 +113,7 @@ def _tasks(options: argparse.Namespace, model: Any, processor: Any, out: Path) -
     results = evaluate_tasks(
         model,
         processor,
-        options.tasks.split(","),
+        [task.strip() for task in options.tasks.split(",")],
         options.strengths,
         limit=options.task_limit,
         include_path=options.include_path,

@@ -56,12 +56,17 @@ def run(options: argparse.Namespace) -> int:
     checkpoint = check_settings(options, settings)
     rows, test = train_and_test(options)
     check_ambiguous(rows, test)
+    for name, measured_on in test.items():
+        if both := count_in_both(rows, measured_on):
+            say(f"Note: {both} of the {len(measured_on)} questions of {name} stand among those to train on, too.")
     retained = None if options.retain is None else read_rows(options.retain)
     texts = [neutral_texts(split, options.neutral) for split in ("train", "test")]
     model, processor = load_base(options.model, options.dtype, device=options.device)
     before = measured(model, processor, test, (0.0,), texts[1])
     biased = [name for name, results in before.sets.items() if shows_bias(results[0])]
-    say(f"The base, on {sum(map(len, test.values()))} held-out questions:\n{table(before)}\n")
+    asked = sum(map(len, test.values()))
+    what = "questions of the test set" if options.test else "held-out questions"
+    say(f"The base, on {asked} {what}:\n{table(before)}\n")
     if not biased and not options.anyway:
         say("It shows no bias above its floor (what a fair model would show on these questions): nothing is trained.")
         say("To train all the same: --anyway. More questions lower the floor.")
@@ -81,10 +86,10 @@ def run(options: argparse.Namespace) -> int:
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except KeyboardInterrupt:
-        keep(options, trainer)
+        keep(options, trainer, len(rows))
         raise
     trainer.save_model(options.out, _internal_call=True)  # pushed, if asked for, when it has been measured
-    tell(options, trainer, test, texts[1])
+    tell(options, trainer, len(rows), test, texts[1])
     if settings.push_to_hub:
         pushed = trainer.push_to_hub()
         say(f"Pushed it: {pushed.commit_url}")
@@ -172,12 +177,26 @@ def train_and_test(options: argparse.Namespace) -> tuple[list[dict[str, Any]], d
         test += chosen_questions(options, "test", builders)
     if files:
         rows = chosen_questions(options, "train", files)
-        parts = (rows, []) if options.test else hold_out(rows, occupations=options.held_out_occupations)
+        whole = options.test and not options.held_out_occupations
+        parts = (rows, []) if whole else hold_out(rows, occupations=options.held_out_occupations)
         train, test = train + parts[0], test + parts[1]
     if options.test:
         test = chosen_questions(options, "test", options.test)
     name = "held-out occupations" if options.held_out_occupations else "held-out questions"
     return train, {"the test set" if options.test else name: subset(test, MEASURED, each_kind=True)}
+
+
+def count_in_both(train: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]]) -> int:
+    """How many of the questions to measure on are trained on."""
+    from ..baselines.parts import question_key
+
+    seen = {question_key(row) for row in train}
+    return sum(question_key(row) in seen for row in test)
+
+
+def names_of(sources: Sequence[str]) -> str:
+    """Sets of questions, as reports and cards name them: of a file without its folder."""
+    return ", ".join(Path(source).name for source in sources)
 
 
 def check_ambiguous(train: Sequence[dict[str, Any]], test: dict[str, list[dict[str, Any]]]) -> None:
@@ -229,7 +248,7 @@ def table(report: Any) -> str:
     return "\n\n".join(f"{name}\n{format_table(results)}" for name, results in report.sets.items())
 
 
-def keep(options: argparse.Namespace, trainer: Any) -> None:
+def keep(options: argparse.Namespace, trainer: Any, count: int) -> None:
     """Save what an interrupted training has learned, of which nothing is measured, and say how to go on."""
     from ..export import save_card
     from ..training.checkpoints import last_complete_checkpoint
@@ -239,8 +258,7 @@ def keep(options: argparse.Namespace, trainer: Any) -> None:
         say("\nInterrupted before the first step was done: nothing is saved.")
         return
     trainer.save_model(options.out, _internal_call=True)
-    names = ", ".join(Path(source).name for source in options.questions)
-    trained_on = f"{len(trainer.train_dataset)} questions ({names}), interrupted after {steps} steps."
+    trained_on = f"{count} questions ({names_of(options.questions)}), interrupted after {steps} steps."
     save_card(options.out, trained_on=trained_on)
     say(f"\nInterrupted after step {steps} of {trainer.state.max_steps}: saved the adapter as it is in {options.out}.")
     say(f"It is not measured: peft-dso sweep --model {options.model} --adapter {options.out} --questions Q --out DIR")
@@ -254,7 +272,7 @@ def keep(options: argparse.Namespace, trainer: Any) -> None:
         say(f"To go on from {checkpoint}: the same command with --resume_from_checkpoint True")
 
 
-def tell(options: argparse.Namespace, trainer: Any, test: Any, texts: Sequence[str]) -> None:
+def tell(options: argparse.Namespace, trainer: Any, count: int, test: Any, texts: Sequence[str]) -> None:
     """Measure the trained adapter; write report, picture and card beside it."""
     from ..evaluation import save_csv, save_report
     from ..evaluation.plots import plot_sweep
@@ -269,7 +287,7 @@ def tell(options: argparse.Namespace, trainer: Any, test: Any, texts: Sequence[s
     report = measured(model, trainer.processing_class, test, STRENGTHS, texts)
     report.description.update(
         model=shown_name(options.model),
-        questions=", ".join(Path(source).name for source in options.questions),
+        questions=names_of(options.test or options.questions),
         steps=trainer.state.global_step,
     )
     report.description[VECTORS] = getattr(read_adapter(out)[0], VECTORS)
@@ -280,8 +298,7 @@ def tell(options: argparse.Namespace, trainer: Any, test: Any, texts: Sequence[s
     save_report(report, out / REPORT)
     save_csv(report, out / "report.csv")
     plot_sweep(report, out / "sweep.png")
-    trained_on = f"{len(trainer.train_dataset)} questions ({report.description['questions']})."
-    save_card(out, trained_on=trained_on)
+    save_card(out, trained_on=f"{count} questions ({names_of(options.questions)}).")
     say(f"Saved the adapter in {out}, with its report, picture and card.")
     say(
         "More strengths, other questions: "

@@ -122,6 +122,8 @@ def calibrate_strength(
         )
     while abs(wanted - safe) > tolerance:
         middle = (wanted + safe) / 2
+        if middle in (safe, wanted):  # no number lies between them
+            break
         if meets(middle):
             safe = middle
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -38,7 +39,8 @@ def evaluate_tasks(
         limit (`int`, *optional*): documents per task, for a quick look.
         include_path (`str`, *optional*): folder with task files of one's own.
         batch_size (`int`, defaults to 8): documents per batch.
-        num_fewshot (`int`, *optional*): examples before each document; default the task's own number.
+        num_fewshot (`int`, *optional*): examples before each document; default the task's own number. The harness
+            leaves a task whose file says 0 at that; a warning says so.
         apply_chat_template (`bool`, defaults to `False`): ask as a chat.
 
     Returns:
@@ -46,10 +48,13 @@ def evaluate_tasks(
 
     Raises:
         ImportError: lm-evaluation-harness is missing.
-        ValueError: no task is given, the harness does not know one, there is no chat template for a chat, a task has
-            pictures and the model reads none, or the knob rewrites questions and has no `system_instruction` that
-            would do the same to the tasks.
+        ValueError: no task is given, the harness does not know one, a number is out of range, there is no chat
+            template for a chat, a task has pictures and the model reads none, or the knob rewrites questions and has
+            no `system_instruction` that would do the same to the tasks.
     """
+    for name, value, least in (("limit", limit, 1), ("num_fewshot", num_fewshot, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name}={value!r}: at least {least}.")
     knob = knob_of(model) if knob is None else knob
     strengths = checked_strengths(knob, strengths)
     instruction: Optional[str] = getattr(knob, "system_instruction", None)
@@ -73,9 +78,10 @@ def evaluate_tasks(
         raise ValueError(f"{type(processor).__name__} has no chat template: leave apply_chat_template out.")
     wrapped = _wrapped(model, processor, batch_size)
     found: dict[float, dict[str, Measure]] = {}
+    results: Any = {}
     for strength in strengths:
         with knob.at(strength):
-            results: Any = lm_eval.simple_evaluate(
+            results = lm_eval.simple_evaluate(
                 wrapped,
                 tasks=list(tasks),
                 limit=limit,
@@ -86,6 +92,12 @@ def evaluate_tasks(
                 system_instruction=instruction if strength else None,
             )
         found[strength] = _measures(results)
+    for task, shots in results.get("n-shot", {}).items() if num_fewshot is not None else ():
+        if shots != num_fewshot:
+            warnings.warn(
+                f"{task} was asked with {shots} examples, not num_fewshot={num_fewshot}: its own file says so.",
+                stacklevel=2,
+            )
     return found
 
 

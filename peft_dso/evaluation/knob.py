@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Optional, Protocol
 
@@ -167,9 +168,12 @@ def rows_at(knob: Knob, rows: Sequence[Mapping[str, Any]], strength: float) -> S
     rewrite = getattr(knob, "rewrite", None)
     if rewrite is None or strength == 0:
         return rows
-    rewritten = [rewrite(row) for row in rows]
+    # Of its own: a rewriting may edit the row that it is given.
+    rewritten = [rewrite({**row, "prompt": deepcopy(row["prompt"])}) for row in rows]
     for number, (row, new) in enumerate(zip(rows, rewritten, strict=True)):
-        for column in ("occupation", "meanings", "right", "first"):
+        if not isinstance(new, Mapping):
+            raise ValueError(f"{knob.name} turns question {number} into {new!r}: a rewriting returns a row.")
+        for column in ("occupation", "answers", "forms", "abstentions", "meanings", "right", "first"):
             if new.get(column) != row.get(column):
                 raise ValueError(
                     f"{knob.name} turns the {column} {row.get(column)!r} of question {number} into "
@@ -287,9 +291,15 @@ def checked_strengths(knob: Knob, strengths: Optional[Sequence[float]]) -> list[
         `list[float]`: the strengths.
 
     Raises:
-        ValueError: one of them is not finite, or the knob cannot be turned to it.
+        ValueError: one of them is not a finite number, or the knob cannot be turned to it.
     """
-    wanted = list(getattr(knob, "strengths", STRENGTHS) if strengths is None else strengths)
+    given = getattr(knob, "strengths", STRENGTHS) if strengths is None else strengths
+    try:
+        if isinstance(given, str) or any(isinstance(w, str) for w in given):
+            raise TypeError
+        wanted = [float(w) for w in given]
+    except TypeError:
+        raise ValueError(f"strengths={given!r}: give a list of finite numbers.") from None
     wrong = [w for w in wanted if not math.isfinite(w)]
     if wrong:
         raise ValueError(f"strengths holds {wrong[0]!r}: give finite numbers.")
