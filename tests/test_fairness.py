@@ -298,7 +298,23 @@ def test_a_preference_for_a_place_is_no_stereotype():
     pro = [math.log(0.5 / x) for x in (0.8, 0.3, 0.6, 0.9)]
     anti = [math.log(0.5 / x) for x in (0.2, 0.7, 0.4, 0.1)]
     pro[:2], anti[:2] = [sum(pro[:2]) / 2] * 2, [sum(anti[:2]) / 2] * 2
-    assert tilt.tolist() == pytest.approx(
-        [x * a + y * b for (x, y), a, b in zip(shares, pro, anti, strict=True)], abs=1e-5
-    )
+    # The answers keep their sum, which is 1 here.
+    over = [math.log(x * math.exp(a) + y * math.exp(b)) for (x, y), a, b in zip(shares, pro, anti, strict=True)]
+    wanted = [x * a + y * b - c for (x, y), a, b, c in zip(shares, pro, anti, over, strict=True)]
+    assert tilt.tolist() == pytest.approx(wanted, abs=1e-5)
     assert least.tolist() == pytest.approx([-math.log(4 * x * y) / 2 for x, y in shares], rel=1e-5)
+
+
+def test_a_pair_that_is_fair_is_left_as_it_is():
+    """Whatever it prefers for its place, and however often each order was drawn; nothing is won by abstaining less."""
+    log_p = torch.tensor([[0.72, 0.08], [0.72, 0.08], [0.72, 0.08]]).log()
+    orders = [["pro", "anti"], ["anti", "pro"], ["anti", "pro"]]
+    rows = [{"occupation": "nurse", "meanings": m, "pair": "one", "first": 0} for m in orders]
+    reward = EnumeratedReward(("pro", "anti"), smoothing=2.0, question_share=1.0)
+    assert reward(rows, log_p).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+    tilt, _ = reward.tilt(rows, torch.tensor([[0.3, 0.1]] * 3).log(), log_p)
+    assert tilt.tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+    # Rows that offer other groups are no part of it.
+    three = [{**rows[0], "meanings": ["a", "b"]}, {**rows[0], "meanings": ["c", "a"]}]
+    even = torch.full((2, 2), 0.5).log()
+    assert EnumeratedReward(("a", "b", "c"), smoothing=2.0, question_share=1.0)(three, even).tolist() == [0, 0]

@@ -65,18 +65,26 @@ class EnumeratedReward:
     @staticmethod
     def _over_pairs(rows: Sequence[Mapping[str, Any]], values: torch.Tensor) -> torch.Tensor:
         """
-        Values of questions, shape `(questions, k)`, as the mean over those of a pair about one occupation where the
-        answers have a place (`first`): in a pair either stands first, and what a model prefers for its place alone is
-        no stereotype.
+        Values of questions, shape `(questions, k)`, as those of their pair where the answers have a place (`first`):
+        the mean over the groups that stand first of the means over the rows in which each does. What a model prefers
+        for its place alone is no stereotype. Rows of one pair count together if they are about one occupation and
+        offer the same groups.
         """
-        number: dict[Any, int] = {}
-        keys = [
-            (row["pair"], row["occupation"]) if row.get("pair") is not None and row.get("first") is not None else n
-            for n, row in enumerate(rows)
-        ]
-        index = torch.tensor([number.setdefault(key, len(number)) for key in keys], device=values.device)
-        sums = values.new_zeros(len(number), values.shape[1]).index_add(0, index, values)
-        return (sums / index.bincount(minlength=len(number)).unsqueeze(-1))[index]
+        pairs: dict[Any, int] = {}
+        sides: dict[Any, int] = {}
+        pair_of_side: list[int] = []
+        of_row = []
+        for n, row in enumerate(rows):
+            pair, first = row.get("pair"), row.get("first")
+            alone = pair is None or first is None
+            key = n if alone else (pair, row["occupation"], frozenset(row["meanings"]))
+            side = (key, None if first is None else row["meanings"][first])
+            if side not in sides:
+                sides[side] = len(sides)
+                pair_of_side.append(pairs.setdefault(key, len(pairs)))
+            of_row.append(sides[side])
+        side_index, pair_index = (torch.tensor(index, device=values.device) for index in (of_row, pair_of_side))
+        return _means(_means(values, side_index), pair_index)[pair_index[side_index]]
 
     def observe(self, rows: Sequence[Mapping[str, Any]], log_p: torch.Tensor) -> None:
         """Count what the model says (log-probabilities, shape `(questions, answers)`) towards the majorities."""
@@ -145,8 +153,22 @@ class EnumeratedReward:
             base (`torch.Tensor`): those of the base.
 
         Returns:
-            E[tilt] and the least KL that fairness costs, in nats, each of shape `(questions,)`.
+            E[tilt] and the least KL that fairness of each question costs, in nats, each of shape `(questions,)`. Of a
+            pair with places the tilt is one for all of its questions, and costs less.
         """
         group = self.group_index(rows, log_p)
-        least, reward = nearest_fair(group_log_masses(base, group, len(self.groups)))
-        return (log_p.exp() * self._over_pairs(rows, reward).gather(1, group)).sum(-1), least
+        masses = group_log_masses(base, group, len(self.groups))
+        least, own = nearest_fair(masses)
+        reward = self._over_pairs(rows, own)
+        # The answers keep their sum with that of a pair, too.
+        kept = masses.isfinite() & (masses.isfinite().sum(-1, keepdim=True) > 1)
+        tilted = torch.where(kept, masses + reward, -torch.inf).logsumexp(-1, keepdim=True)
+        before = torch.where(kept, masses, -torch.inf).logsumexp(-1, keepdim=True)
+        reward = torch.where(kept, reward + before - tilted, 0.0)
+        return (log_p.exp() * reward.gather(1, group)).sum(-1), least
+
+
+def _means(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Means of the rows of one index, in the order of the indices."""
+    count = index.bincount()
+    return values.new_zeros(len(count), values.shape[1]).index_add(0, index, values) / count.unsqueeze(-1)
