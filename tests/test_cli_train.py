@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import re
 
 import pytest
 import torch
-from models import OCCUPATIONS, tiny_questions, tiny_tokenizer
+from models import tiny_questions, tiny_tokenizer
 from trainers import RIGHT, leaning, vectors
 from transformers import TrainerCallback
 
@@ -183,6 +182,12 @@ def test_what_was_measured_and_what_was_trained_on(call, tmp_path, capsys):
     report, card = json.loads((tmp_path / "out" / REPORT).read_text()), (tmp_path / "out" / "README.md").read_text()
     assert report["description"]["questions"] == "other.jsonl"
     assert f"{len(rows)} questions (questions.jsonl)" in card
-    assert cli.main([*other, "--held-out-occupations"]) == 0
-    trained = int(re.search(r"Training on (\d+) questions", capsys.readouterr().out)[1])
-    assert trained in {sum(row["occupation"] != o for row in rows) for o in OCCUPATIONS}
+    (tmp_path / "other.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows if row["occupation"] == "nurse")
+    )
+    assert cli.main([*other, "--held-out-occupations"]) == 0  # those that the test asks about
+    said = capsys.readouterr().out
+    assert f"Training on {sum(row['occupation'] != 'nurse' for row in rows)} questions" in said and "Note:" not in said
+    everyone = [*other[:-1], str(tmp_path / "questions.jsonl")]
+    assert cli.main([*everyone, "--held-out-occupations"]) == 1
+    assert "nothing is left to train on" in capsys.readouterr().err

@@ -212,6 +212,10 @@ def test_seeds_are_fitted_apart(tmp_path):
     both = averaged([found.reports["caa"][0], older])
     assert [r.strength for r in both] == [r.strength for r in older.sets["test"]]
     assert both[1].measures["bias"].value == pytest.approx((one[2].value + other[2].value) / 2)
+    save_report(older, tmp_path / "caa-seed1" / "report.json")
+    said = []
+    again = run(tmp_path, ["caa"], seeds=2, settings=settings, said=said)  # both at all strengths, whatever it held
+    assert again == found and "measured at other strengths before" in "\n".join(said)
     (tmp_path / "caa-seedling").mkdir()
     said = []
     again = run(tmp_path, ["caa"], settings=settings, said=said)  # with fewer seeds: the others stay
@@ -226,7 +230,8 @@ def test_seeds_are_fitted_apart(tmp_path):
     methods = {r.method for r in load_records(tmp_path / "records.json")}
     assert methods == {"caa", "caa-seed0", "caa-seed1"}
     path.write_text(path.read_text()[:100])
-    run(tmp_path, ["linear-act"], settings={"linear-act": {"pairs": 4}}, said=said)
+    without = run(tmp_path, ["linear-act"], settings={"linear-act": {"pairs": 4}}, said=said)
+    assert list(without.reports) == list(without.fits) == ["linear-act"]
     assert f"caa: left out, and to be deleted, since it cannot be read: {path} is not" in "\n".join(said)
     path.write_text(json.dumps(measured))
     others = run(tmp_path, ["caa"], settings={"caa": {"layer": 0, "pairs": 4}})

@@ -251,7 +251,7 @@ def test_prompts_change_prompts_alone():
         sweep(base, tokenizer, {"a": ROWS}, knob=swapped)
     with pytest.raises(ValueError, match="a prompt is there or not"):
         sweep(base, tokenizer, {"a": ROWS}, (0.5,), knob=swapped)
-    turned = Prompting(lambda row: {**row, "answers": row["answers"][::-1]}, "turn")
+    turned = Prompting(lambda row: row["answers"].reverse() or row, "turn")
     with pytest.raises(ValueError, match="turn turns the answers"):
         sweep(base, tokenizer, {"a": ROWS}, knob=turned)
     with pytest.raises(ValueError, match="nothing turns question 0 into None: a rewriting returns a row"):
@@ -275,6 +275,8 @@ def test_strengths_are_numbers(tmp_path):
     report = sweep(model, tiny_tokenizer(), {"a": ROWS}, [np.float32(0), torch.tensor(0.5), np.int64(1)])
     save_report(report, tmp_path / "report.json")
     assert [type(r.strength) for r in report.sets["a"]] == [float] * 3
+    drawn = sweep(model, tiny_tokenizer(), {"a": ROWS}, (w / 2 for w in range(3)))
+    assert drawn.sets == report.sets
     for wrong in (["a"], [None], 0.5, "01", [float("nan")]):
         with pytest.raises(ValueError, match="finite numbers"):
             sweep(model, tiny_tokenizer(), {"a": ROWS}, wrong)

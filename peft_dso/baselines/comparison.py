@@ -165,9 +165,12 @@ class _Work:
         settings = {**method.settings, **changes}
         fit = self._fitted(method, folder, seed, settings)
         path = folder / "report.json"
-        if path.is_file():
+        report = self._read(path) if path.is_file() else None
+        if report is not None and {r.strength for r in report.sets["test"]} != set(method.strengths):
+            self.say("    measured at other strengths before")
+            report = None
+        if report is not None:
             self.say("    measured already")
-            report = self._read(path)
         else:
             model, processor = self.load()
             # What is measured is what was saved.
@@ -191,13 +194,16 @@ class _Work:
                     if (folder / f"{wording}.json").is_file():
                         self._take_wording(method, wording, chosen, self._read(folder / f"{wording}.json"), found)
             return
+        reports, fits = [], []
         for folder in (self.folder / method.name, *sorted(self.folder.glob(f"{method.name}-seed*"))):
             if (folder / "fit.json").is_file() and (folder / "report.json").is_file():
                 noted = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
-                found.reports.setdefault(method.name, []).append(self._read(folder / "report.json"))
-                found.fits.setdefault(method.name, []).append(Fit(**noted["fit"]))
+                reports.append(self._read(folder / "report.json"))
+                fits.append(Fit(**noted["fit"]))
                 _show_measured(method, folder)
                 self.say(f"{folder.name}: from an earlier comparison")
+        if reports:
+            found.reports[method.name], found.fits[method.name] = reports, fits
 
     @staticmethod
     def _take_wording(method: Method, wording: str, chosen: str, report: Report, found: Comparison) -> None:

@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
         action="append",
         metavar="Q",
         help="questions to measure on, as for --questions; default held-out sentence frames (of a file: groups or "
-        "pairs), or with --held-out-occupations occupations",
+        "pairs), or with --held-out-occupations occupations, which of a --test set are those that it asks about",
     )
     train.add_argument("--retain", help=".json or .jsonl file of rows with a prompt whose continuation is to be kept")
     train.add_argument("--neutral", help="text file of what is to stay as it is; default texts of the package")
@@ -167,6 +167,7 @@ def check_device(wanted: str, taken: Any) -> None:
 def train_and_test(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
     """What to train on, and what to measure on: sets that are held out."""
     from ..questions import hold_out, subset
+    from ..questions.splits import hold_occupations
 
     builders = [source for source in options.questions if ":" not in source and not os.path.isfile(source)]
     files = [source for source in options.questions if source not in builders]
@@ -177,11 +178,17 @@ def train_and_test(options: argparse.Namespace) -> tuple[list[dict[str, Any]], d
         test += chosen_questions(options, "test", builders)
     if files:
         rows = chosen_questions(options, "train", files)
-        whole = options.test and not options.held_out_occupations
-        parts = (rows, []) if whole else hold_out(rows, occupations=options.held_out_occupations)
+        parts = (rows, []) if options.test else hold_out(rows, occupations=options.held_out_occupations)
         train, test = train + parts[0], test + parts[1]
     if options.test:
         test = chosen_questions(options, "test", options.test)
+        if options.held_out_occupations:
+            train, _ = hold_occupations(train, {row["occupation"] for row in test})
+        if not train:
+            raise ValueError(
+                "--held-out-occupations: the --test set asks about every occupation of --questions, and nothing is "
+                "left to train on. Leave the option out, or test on fewer occupations."
+            )
     name = "held-out occupations" if options.held_out_occupations else "held-out questions"
     return train, {"the test set" if options.test else name: subset(test, MEASURED, each_kind=True)}
 

@@ -169,7 +169,10 @@ def rows_at(knob: Knob, rows: Sequence[Mapping[str, Any]], strength: float) -> S
     if rewrite is None or strength == 0:
         return rows
     # Of its own: a rewriting may edit the row that it is given.
-    rewritten = [rewrite({**row, "prompt": deepcopy(row["prompt"])}) for row in rows]
+    rewritten = [
+        rewrite({key: value if key in ("image", "images") else deepcopy(value) for key, value in row.items()})
+        for row in rows
+    ]
     for number, (row, new) in enumerate(zip(rows, rewritten, strict=True)):
         if not isinstance(new, Mapping):
             raise ValueError(f"{knob.name} turns question {number} into {new!r}: a rewriting returns a row.")
@@ -295,7 +298,8 @@ def checked_strengths(knob: Knob, strengths: Optional[Sequence[float]]) -> list[
     """
     given = getattr(knob, "strengths", STRENGTHS) if strengths is None else strengths
     try:
-        if isinstance(given, str) or any(isinstance(w, str) for w in given):
+        given = given if isinstance(given, str) else list(given)
+        if any(isinstance(w, str) for w in given):
             raise TypeError
         wanted = [float(w) for w in given]
     except TypeError:
