@@ -83,7 +83,9 @@ class EnumeratedReward:
                 sides[side] = len(sides)
                 pair_of_side.append(pairs.setdefault(key, len(pairs)))
             of_row.append(sides[side])
-        side_index, pair_index = (torch.tensor(index, device=values.device) for index in (of_row, pair_of_side))
+        side_index, pair_index = (
+            torch.tensor(index, dtype=torch.long, device=values.device) for index in (of_row, pair_of_side)
+        )
         return _means(_means(values, side_index), pair_index)[pair_index[side_index]]
 
     def observe(self, rows: Sequence[Mapping[str, Any]], log_p: torch.Tensor) -> None:
