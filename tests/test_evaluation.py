@@ -232,9 +232,8 @@ def test_calibration_that_cannot_be(model):
         with pytest.raises(ValueError, match=message):
             calibrate_strength(model, tokenizer, rows, **budget)
     kl = sweep(model, tokenizer, {"a": rows}, (0.5,)).sets["a"][0].measures["kl"].value
-    assert (
-        0 < calibrate_strength(model, tokenizer, rows, max_kl=kl, tolerance=1e-300).strength < 1
-    )  # and comes to an end
+    found = calibrate_strength(model, tokenizer, rows, max_kl=kl, tolerance=1e-300)  # which comes to an end
+    assert 0 < found.strength < 1
     assert calibrate_strength(model, tokenizer, rows, max_kl=1e9).strength == 1
     assert calibrate_strength(model, tokenizer, rows, max_bias=2.0).strength == 0
 

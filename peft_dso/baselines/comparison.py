@@ -131,7 +131,7 @@ def compare(
         if method not in chosen:
             try:
                 work.found_before(method, found)
-            except (ValueError, KeyError, TypeError, OSError) as error:
+            except MENDABLE as error:
                 say(f"{method.name}: left out, and to be deleted, since it cannot be read: {error}")
     return found
 

@@ -47,7 +47,7 @@ def averaged(reports: Sequence[Report], name: str = "test") -> list[StrengthResu
         occupations = {
             key: float(np.mean([r.occupations.get(key, math.nan) for r in results])) for key in results[0].occupations
         }
-        found.append(StrengthResult(results[0].strength, measures, occupations=occupations))
+        found.append(StrengthResult(strength, measures, occupations=occupations))
     return found
 
 

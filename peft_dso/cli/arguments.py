@@ -39,6 +39,11 @@ def shown_name(name: str) -> str:
     return Path(name).name if os.path.isdir(name) else name
 
 
+def shown_names(sources: Sequence[str]) -> str:
+    """Sets of questions, as reports and cards name them: of a file without its folder."""
+    return ", ".join(Path(source).name for source in sources)
+
+
 def strength_list(text: str) -> list[float]:
     """
     Strengths from `"0,0.5,1"`, or from `"0,0.2,...,1"` with the steps in between filled in.

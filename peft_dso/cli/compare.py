@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from .arguments import add_device, add_model, add_questions, chosen_questions, say, shown_name
+from .arguments import add_device, add_model, add_questions, chosen_questions, say, shown_name, shown_names
 
 
 def add(commands: Any) -> None:
@@ -78,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
         seeds=options.seeds,
         neutral=texts or None,
         occupations=OCCUPATIONS if options.occupations is None else load_occupations(options.occupations),
-        description={"model": name, "questions": ", ".join(Path(source).name for source in options.questions)},
+        description={"model": name, "questions": shown_names(options.questions)},
         say=say,
         progress=True,
     )

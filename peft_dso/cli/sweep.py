@@ -8,7 +8,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .arguments import add_device, add_model, add_questions, chosen_questions, say, shown_name, strength_list
+from .arguments import (
+    add_device,
+    add_model,
+    add_questions,
+    chosen_questions,
+    say,
+    shown_name,
+    shown_names,
+    strength_list,
+)
 
 
 def add(commands: Any) -> None:
@@ -72,14 +81,13 @@ def _questions(options: argparse.Namespace, model: Any, processor: Any, rows: li
     from ..inspect import VECTORS, read_adapter
     from ..questions import neutral_texts, read_texts
 
-    sources = [Path(source).name for source in options.questions]
     description = {
         "model": shown_name(options.model),
         **({} if options.adapter is None else {"adapter": shown_name(options.adapter)}),
-        "questions": ", ".join(sources),
+        "questions": shown_names(options.questions),
         "number of questions": len(rows),
     }
-    name = " + ".join(sources)
+    name = " + ".join(Path(source).name for source in options.questions)
     steered = options.adapter is not None and isinstance(knob_of(model), DSOStrength)
     if steered:
         description[VECTORS] = getattr(model.peft_config[model.active_adapter], VECTORS)

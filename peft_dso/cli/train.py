@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .arguments import add_device, add_model, add_questions, chosen_questions, say, shown_name
+from .arguments import add_device, add_model, add_questions, chosen_questions, say, shown_name, shown_names
 
 
 STRENGTHS = (0.0, 0.5, 1.0)
@@ -184,11 +184,11 @@ def train_and_test(options: argparse.Namespace) -> tuple[list[dict[str, Any]], d
         test = chosen_questions(options, "test", options.test)
         if options.held_out_occupations:
             train, _ = hold_occupations(train, {row["occupation"] for row in test})
-        if not train:
-            raise ValueError(
-                "--held-out-occupations: the --test set asks about every occupation of --questions, and nothing is "
-                "left to train on. Leave the option out, or test on fewer occupations."
-            )
+            if not train:
+                raise ValueError(
+                    "--held-out-occupations: the --test set asks about every occupation of --questions, and nothing "
+                    "is left to train on. Leave the option out, or test on fewer occupations."
+                )
     name = "held-out occupations" if options.held_out_occupations else "held-out questions"
     return train, {"the test set" if options.test else name: subset(test, MEASURED, each_kind=True)}
 
@@ -199,11 +199,6 @@ def count_in_both(train: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]
 
     seen = {question_key(row) for row in train}
     return sum(question_key(row) in seen for row in test)
-
-
-def names_of(sources: Sequence[str]) -> str:
-    """Sets of questions, as reports and cards name them: of a file without its folder."""
-    return ", ".join(Path(source).name for source in sources)
 
 
 def check_ambiguous(train: Sequence[dict[str, Any]], test: dict[str, list[dict[str, Any]]]) -> None:
@@ -265,7 +260,7 @@ def keep(options: argparse.Namespace, trainer: Any, count: int) -> None:
         say("\nInterrupted before the first step was done: nothing is saved.")
         return
     trainer.save_model(options.out, _internal_call=True)
-    trained_on = f"{count} questions ({names_of(options.questions)}), interrupted after {steps} steps."
+    trained_on = f"{count} questions ({shown_names(options.questions)}), interrupted after {steps} steps."
     save_card(options.out, trained_on=trained_on)
     say(f"\nInterrupted after step {steps} of {trainer.state.max_steps}: saved the adapter as it is in {options.out}.")
     say(f"It is not measured: peft-dso sweep --model {options.model} --adapter {options.out} --questions Q --out DIR")
@@ -294,7 +289,7 @@ def tell(options: argparse.Namespace, trainer: Any, count: int, test: Any, texts
     report = measured(model, trainer.processing_class, test, STRENGTHS, texts)
     report.description.update(
         model=shown_name(options.model),
-        questions=names_of(options.test or options.questions),
+        questions=shown_names(options.test or options.questions),
         steps=trainer.state.global_step,
     )
     report.description[VECTORS] = getattr(read_adapter(out)[0], VECTORS)
@@ -305,7 +300,7 @@ def tell(options: argparse.Namespace, trainer: Any, count: int, test: Any, texts
     save_report(report, out / REPORT)
     save_csv(report, out / "report.csv")
     plot_sweep(report, out / "sweep.png")
-    save_card(out, trained_on=f"{count} questions ({names_of(options.questions)}).")
+    save_card(out, trained_on=f"{count} questions ({shown_names(options.questions)}).")
     say(f"Saved the adapter in {out}, with its report, picture and card.")
     say(
         "More strengths, other questions: "

@@ -298,10 +298,10 @@ def checked_strengths(knob: Knob, strengths: Optional[Sequence[float]]) -> list[
     """
     given = getattr(knob, "strengths", STRENGTHS) if strengths is None else strengths
     try:
-        given = given if isinstance(given, str) else list(given)
-        if any(isinstance(w, str) for w in given):
+        values = list(given)
+        if any(isinstance(w, str) for w in values):
             raise TypeError
-        wanted = [float(w) for w in given]
+        wanted = [float(w) for w in values]
     except TypeError:
         raise ValueError(f"strengths={given!r}: give a list of finite numbers.") from None
     wrong = [w for w in wanted if not math.isfinite(w)]

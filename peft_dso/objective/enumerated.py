@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
@@ -62,32 +63,6 @@ class EnumeratedReward:
         p = (log_p / temperature).softmax(-1)
         return p if self.abstain_reward is None else log_p.exp().sum(-1, keepdim=True) * p
 
-    @staticmethod
-    def _over_pairs(rows: Sequence[Mapping[str, Any]], values: torch.Tensor) -> torch.Tensor:
-        """
-        Values of questions, shape `(questions, k)`, as those of their pair where the answers have a place (`first`):
-        the mean over the groups that stand first of the means over the rows in which each does. What a model prefers
-        for its place alone is no stereotype. Rows of one pair count together if they are about one occupation and
-        offer the same groups.
-        """
-        pairs: dict[Any, int] = {}
-        sides: dict[Any, int] = {}
-        pair_of_side: list[int] = []
-        of_row = []
-        for n, row in enumerate(rows):
-            pair, first = row.get("pair"), row.get("first")
-            alone = pair is None or first is None
-            key = n if alone else (pair, row["occupation"], frozenset(row["meanings"]))
-            side = (key, None if first is None else row["meanings"][first])
-            if side not in sides:
-                sides[side] = len(sides)
-                pair_of_side.append(pairs.setdefault(key, len(pairs)))
-            of_row.append(sides[side])
-        side_index, pair_index = (
-            torch.tensor(index, dtype=torch.long, device=values.device) for index in (of_row, pair_of_side)
-        )
-        return _means(_means(values, side_index), pair_index)[pair_index[side_index]]
-
     def observe(self, rows: Sequence[Mapping[str, Any]], log_p: torch.Tensor) -> None:
         """Count what the model says (log-probabilities, shape `(questions, answers)`) towards the majorities."""
         group = self.group_index(rows, log_p)
@@ -134,7 +109,7 @@ class EnumeratedReward:
             reward = group_rewards(shares, self.smoothing, fair)
             if self.question_share:
                 own = own / own.sum(-1, keepdim=True).clamp(min=torch.finfo(own.dtype).tiny)
-                own = self._over_pairs(rows, own)
+                own = over_pairs(rows, own)
                 own = group_rewards(own, self.smoothing, offered / offered.sum(-1, keepdim=True))
                 reward = torch.lerp(reward, own, self.question_share)
             expected = expected + (p * reward.gather(1, group)).sum(-1) / len(self.temperatures)
@@ -161,16 +136,32 @@ class EnumeratedReward:
         group = self.group_index(rows, log_p)
         masses = group_log_masses(base, group, len(self.groups))
         least, own = nearest_fair(masses)
-        reward = self._over_pairs(rows, own)
-        # The answers keep their sum with that of a pair, too.
-        kept = masses.isfinite() & (masses.isfinite().sum(-1, keepdim=True) > 1)
-        tilted = torch.where(kept, masses + reward, -torch.inf).logsumexp(-1, keepdim=True)
-        before = torch.where(kept, masses, -torch.inf).logsumexp(-1, keepdim=True)
-        reward = torch.where(kept, reward + before - tilted, 0.0)
+        reward = over_pairs(rows, own)
+        # With the reward of a pair, too, the answers keep their sum; where none is offered there is nothing to keep.
+        change = (masses + reward).logsumexp(-1, keepdim=True) - masses.logsumexp(-1, keepdim=True)
+        reward = reward - change.nan_to_num()
         return (log_p.exp() * reward.gather(1, group)).sum(-1), least
 
 
-def _means(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Means of the rows of one index, in the order of the indices."""
-    count = index.bincount()
-    return values.new_zeros(len(count), values.shape[1]).index_add(0, index, values) / count.unsqueeze(-1)
+def over_pairs(rows: Sequence[Mapping[str, Any]], values: torch.Tensor) -> torch.Tensor:
+    """
+    Values of questions, shape `(questions, k)`, as those of their pair where the answers have a place (`first`): the
+    mean over the groups that stand first of the means over the rows in which each does. What a model prefers for its
+    place alone is no stereotype. Rows of one pair count together if they are about one occupation and offer the same
+    groups.
+    """
+    pairs: list[Any] = []
+    sides: list[Any] = []
+    for number, row in enumerate(rows):
+        pair, first = row.get("pair"), row.get("first")
+        if pair is None or first is None:
+            pairs.append(number)
+            sides.append(number)
+        else:
+            pairs.append((pair, row["occupation"], frozenset(row["meanings"])))
+            sides.append((pairs[-1], row["meanings"][first]))
+    seen, numbers = Counter(sides), {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
+    index = torch.tensor([numbers[pair] for pair in pairs], dtype=torch.long, device=values.device)
+    weight = values.new_tensor([1 / seen[side] for side in sides]).unsqueeze(-1)  # each side of a pair weighs 1
+    sums, weights = (x.new_zeros(len(numbers), x.shape[1]).index_add(0, index, x) for x in (weight * values, weight))
+    return (sums / weights)[index]

@@ -10,6 +10,7 @@ from pandas import DataFrame
 from transformers.utils import logging
 
 from ..objective import imbalance
+from .callback import STOP_AFTER
 from .objective import ObjectiveTrainer
 
 
@@ -24,9 +25,8 @@ class LoggingTrainer(ObjectiveTrainer):
     def why_it_ended(self) -> str:
         """In a sentence, how far the training has come and what bound it."""
         logged = [entry for entry in self.state.log_history if "per_occupation_bias" in entry]
-        last = [
-            entry for entry in logged if entry.get("step", 0) > logged[-1].get("step", 0) - 10
-        ]  # one may stand for ten steps
+        since = logged[-1].get("step", 0) - STOP_AFTER if logged else 0
+        last = [entry for entry in logged if entry.get("step", 0) > since]  # one may stand for all of these steps
         bias, exact, sampled, least = (
             sum(values) / len(values) if (values := [entry[name] for entry in last if name in entry]) else float("nan")
             for name in ("per_occupation_bias", "kl", "sampled_kl", "least_kl")
