@@ -87,6 +87,8 @@ def test_a_model_without_an_adapter_and_with_a_lora(world, tmp_path, capsys):
             parameter.data += 0.3
     lora.save_pretrained(tmp_path / "lora")
     call += ["--adapter", str(tmp_path / "lora"), "--strengths", "-1,0,0.5"]
+    (tmp_path / "adapted").mkdir()
+    (tmp_path / "adapted" / "sites.png").write_text("of another adapter")
     assert cli.main([*call, "--out", str(tmp_path / "adapted")]) == 0
     base, adapted = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("base", "adapted"))
     assert "adapter" not in base["description"] and adapted["description"]["knob"] == "LORA"

@@ -167,6 +167,28 @@ def test_what_is_done_is_not_done_again(world, tmp_path):
         assert one == pytest.approx(other, abs=1e-6)
 
 
+def test_what_is_measured_again_is_shown_and_what_lies_there_otherwise_stays(world, tmp_path):
+    folder, _, _ = world
+    copied = tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    for name in ("dso", "caa"):
+        (copied / name / REPORT).write_text("an older one")
+    (copied / "dso" / "report.json").unlink()
+    run(copied, ["dso", "caa"])
+    assert (copied / "dso" / REPORT).read_text() == (copied / "dso" / "report.json").read_text()
+    assert (copied / "caa" / REPORT).read_text() == "an older one"
+
+
+def test_a_fit_without_its_vectors_is_refused(world, tmp_path):
+    folder, _, _ = world
+    copied = tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    (copied / "caa" / "adapter_model.safetensors").unlink()
+    (copied / "caa" / "report.json").unlink()
+    found = run(copied, ["caa", "iti"])
+    assert "has no adapter_model.safetensors: delete the folder" in found.failures["caa"] and "iti" in found.reports
+
+
 def test_other_questions_and_other_settings_are_refused(world):
     folder, _, _ = world
     with pytest.raises(ValueError, match="differs in test"):

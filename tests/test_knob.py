@@ -1,5 +1,7 @@
 """What a sweep turns, on adapters of PEFT's own methods."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -280,3 +282,24 @@ def test_strengths_are_numbers(tmp_path):
     for wrong in (["a"], [None], 0.5, "01", [float("nan")]):
         with pytest.raises(ValueError, match="finite numbers"):
             sweep(model, tiny_tokenizer(), {"a": ROWS}, wrong)
+
+
+class Nameless:
+    def at(self, strength):
+        return contextlib.nullcontext()
+
+
+class Returning(Nameless):
+    name = "returning"
+
+    def at(self, strength):
+        return None
+
+
+@pytest.mark.parametrize(
+    "knob, said",
+    [(Nameless(), "Nameless is no knob: it needs a name"), (3, "int is no knob"), (Returning(), r"at\(0\)")],
+)
+def test_what_is_no_knob_is_refused(knob, said):
+    with pytest.raises(TypeError, match=said):
+        sweep(randomize(build("llama")), tiny_tokenizer(), {"tiny": ROWS}, (0.0, 1.0), knob=knob)

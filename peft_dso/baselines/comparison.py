@@ -136,10 +136,13 @@ def compare(
     return found
 
 
-def _show_measured(method: Method, folder: Path) -> None:
-    """Put what was measured of DSO's pairs where `peft-dso inspect` and cards look for it, and into DSO's own card."""
+def _show_measured(method: Method, folder: Path, anew: bool = False) -> None:
+    """
+    Put what was measured of DSO's pairs where `peft-dso inspect` and cards look for it, and into DSO's own card. What
+    lies there stays unless it was measured anew.
+    """
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    if config["peft_type"] != "DSO" or (folder / REPORT).is_file():
+    if config["peft_type"] != "DSO" or ((folder / REPORT).is_file() and not anew):
         return
     shutil.copyfile(folder / "report.json", folder / REPORT)
     if method.fit is fit_dso:
@@ -169,6 +172,7 @@ class _Work:
         if report is not None and {r.strength for r in report.sets["test"]} != set(method.strengths):
             self.say("    measured at other strengths before")
             report = None
+        anew = report is None
         if report is not None:
             self.say("    measured already")
         else:
@@ -180,7 +184,7 @@ class _Work:
             report = self._measured(model, processor, method.strengths)
             report.description.update({} if vectors is None else {VECTORS: vectors})
             save_report(report, path)
-        _show_measured(method, folder)
+        _show_measured(method, folder, anew)
         found.reports.setdefault(method.name, []).append(report)
         found.fits.setdefault(method.name, []).append(fit)
 
@@ -222,6 +226,8 @@ class _Work:
                     f"{folder} was fitted with {noted['made_with']}, and {made_with} is asked for: delete it to fit "
                     "it anew."
                 )
+            if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+                raise ValueError(f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}: delete the folder to fit anew.")
             self.say("    fitted already")
             return Fit(**noted["fit"])
         model, processor = self.load()

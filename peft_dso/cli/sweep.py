@@ -108,6 +108,7 @@ def _questions(options: argparse.Namespace, model: Any, processor: Any, rows: li
     save_report(report, out / "report.json")
     save_csv(report, out / "report.csv")
     written = [out / "report.json", out / "report.csv", *plot_report(report, out)]
+    (out / "sites.png").unlink(missing_ok=True)  # of an adapter that was measured before
     if steered and os.path.isdir(options.adapter):
         plot_sites(read_adapter(options.adapter)[1], out / "sites.png")
         written.append(out / "sites.png")

@@ -295,7 +295,11 @@ def checked_strengths(knob: Knob, strengths: Optional[Sequence[float]]) -> list[
 
     Raises:
         ValueError: one of them is not a finite number, or the knob cannot be turned to it.
+        TypeError: it is no knob: it has no `name`, or no `at` that gives a context manager.
     """
+    said = f"{type(knob).__name__} is no knob"
+    if not isinstance(getattr(knob, "name", None), str) or not callable(getattr(knob, "at", None)):
+        raise TypeError(f"{said}: it needs a name, a string, and at(strength), a context manager.")
     given = getattr(knob, "strengths", STRENGTHS) if strengths is None else strengths
     try:
         values = list(given)
@@ -308,6 +312,9 @@ def checked_strengths(knob: Knob, strengths: Optional[Sequence[float]]) -> list[
     if wrong:
         raise ValueError(f"strengths holds {wrong[0]!r}: give finite numbers.")
     for w in wanted:
-        with knob.at(w):  # what it cannot be turned to is refused before anything is measured
+        turned = knob.at(w)
+        if not hasattr(turned, "__enter__"):
+            raise TypeError(f"{said}: at({w:g}) gives {turned!r} in place of a context manager (@contextmanager).")
+        with turned:  # what it cannot be turned to is refused before anything is measured
             pass
     return wanted

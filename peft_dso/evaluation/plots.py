@@ -222,7 +222,8 @@ def plot_occupations(report: Report, path: StrPath, set_name: str | None = None)
 
 def plot_report(report: Report, folder: StrPath) -> list[Path]:
     """
-    All pictures that a report has the data for: `sweep.png`, `pareto.png`, `occupations.png`.
+    All pictures that a report has the data for: `sweep.png`, `pareto.png`, `occupations.png`. One of an earlier report
+    that this one has no data for is deleted.
 
     Args:
         report (`Report`): the results.
@@ -234,12 +235,18 @@ def plot_report(report: Report, folder: StrPath) -> list[Path]:
     Raises:
         ImportError: matplotlib is missing.
     """
-    drawn = {"sweep": plot_sweep}
-    if any(_with_both(results, "accuracy") for results in report.sets.values()):
-        drawn["pareto"] = plot_pareto
-    if _occupation_sets(report):
-        drawn["occupations"] = plot_occupations
-    paths = {Path(folder) / f"{name}.png": draw for name, draw in drawn.items()}
-    for path, draw in paths.items():
-        draw(report, path)
-    return list(paths)
+    both = any(_with_both(results, "accuracy") for results in report.sets.values())
+    pictures = {
+        "sweep": (plot_sweep, True),
+        "pareto": (plot_pareto, both),
+        "occupations": (plot_occupations, bool(_occupation_sets(report))),
+    }
+    written = []
+    for name, (draw, has_data) in pictures.items():
+        path = Path(folder) / f"{name}.png"
+        if has_data:
+            draw(report, path)
+            written.append(path)
+        else:
+            path.unlink(missing_ok=True)
+    return written
