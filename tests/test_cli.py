@@ -17,6 +17,7 @@ from vision import build_vision
 
 from peft_dso import DSOConfig, cli, steering_strength
 from peft_dso.evaluation.harness import evaluate_tasks
+from peft_dso.questions import neutral_texts
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,8 @@ def test_answers_in_words_and_limits(world, capsys):
 
 def test_a_model_without_an_adapter_and_with_a_lora(world, tmp_path, capsys):
     call = ["sweep", "--model", str(world / "base"), "--questions", str(world / "questions.jsonl"), "--device", "cpu"]
+    (tmp_path / "texts.txt").write_text("".join(f"The {o} left because it was late .\n" for o in OCCUPATIONS) * 3)
+    call += ["--neutral", str(tmp_path / "texts.txt")]  # of which a training with it sees all but one in five
     assert cli.main([*call, "--out", str(tmp_path / "base")]) == 0
     torch.manual_seed(0)
     lora = get_peft_model(leaning(), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
@@ -96,6 +99,8 @@ def test_a_model_without_an_adapter_and_with_a_lora(world, tmp_path, capsys):
     assert [r["strength"] for r in alone] == [0] and [r["strength"] for r in turned] == [-1, 0, 0.5]
     assert turned[1]["measures"] == alone[0]["measures"]
     assert turned[0]["measures"]["kl"]["value"] > 0 < turned[2]["measures"]["kl"]["value"]
+    read = neutral_texts("test", tmp_path / "texts.txt")
+    assert {r["measures"]["neutral_kl"]["n"] for r in turned} == {len(read)} and len(read) < 12
     assert not (tmp_path / "adapted" / "sites.png").exists()
     export = [
         "export",

@@ -9,8 +9,7 @@ import torch
 from peft_dso.cli import strength_list
 from peft_dso.cli.app import adapter_names
 from peft_dso.cli.arguments import joined_lists
-from peft_dso.cli.train import shows_bias
-from peft_dso.evaluation import StrengthResult
+from peft_dso.evaluation import Report, StrengthResult, shows_bias, warnings_of
 from peft_dso.evaluation.measures import Measure
 
 
@@ -44,13 +43,22 @@ def test_wrong_lists_of_strengths(text):
 
 
 @pytest.mark.parametrize(
-    ("bias", "corrected", "expected"),
-    [((0.9, 0.1), math.nan, True), ((0.3, 0.02), 0.28, True), ((0.05, 0.02), 0.03, False), ((0.0, 0.0), 0.0, False)],
+    ("bias", "floor", "expected"),
+    [
+        ((0.9, 0.1), math.nan, True),
+        ((0.3, 0.02), 0.1, True),
+        ((0.05, 0.02), 0.02, False),
+        ((0.0, 0.0), 0.0, False),
+        ((0.012, 0.001), 0.005, False),
+    ],
 )
-def test_whether_a_base_shows_a_bias(bias, corrected, expected):
-    """Also where its floor cannot be told, since no occupation has two questions."""
-    measures = {"bias": Measure(*bias, 10), "bias_corrected": Measure(corrected, bias[1], 10)}
-    assert shows_bias(StrengthResult(0.0, measures)) == expected
+def test_whether_a_base_shows_a_bias(bias, floor, expected):
+    """Also where its floor cannot be told, since no occupation has two questions; as the report says it."""
+    base = StrengthResult(0.0, {"bias": Measure(*bias, 10), "noise_floor": Measure(floor, math.nan, 10)})
+    assert shows_bias(base) == expected
+    (said, *more) = [*warnings_of(Report({"test": [base]})), ""]
+    assert ("no bias above its floor" in said) == (not expected) and len(more) == (said != "")
+    assert ("too few questions" in said) == math.isnan(floor)
 
 
 def test_names_of_adapters_that_a_module_can_hold(tmp_path):

@@ -7,11 +7,15 @@ import pytest
 import torch
 from models import tiny_questions, tiny_tokenizer
 from trainers import RIGHT, leaning, vectors
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
-from peft_dso import DSOTrainer, cli
+from peft_dso import DSOTrainer, cli, evaluation
 from peft_dso.cli import train
+from peft_dso.cli.train_sets import train_and_test
+from peft_dso.evaluation import load_report
 from peft_dso.inspect import REPORT, describe
+from peft_dso.questions import OCCUPATIONS, split_occupations
+from peft_dso.training.progress import ProgressLine
 from peft_dso.tuner.files import read_adapter
 
 
@@ -179,6 +183,8 @@ def test_what_was_measured_and_what_was_trained_on(call, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "Note: 6 of the 6 questions of the test set stand among those to train on, too." in said
     assert "The base, on 6 questions of the test set" in said and f"Training on {len(rows)} questions" in said
+    asked = [json.loads(line) for line in (tmp_path / "out" / "held_out.jsonl").read_text().splitlines()]
+    assert asked == tiny_questions()[:6] and f"--questions {tmp_path / 'out' / 'held_out.jsonl'} --out DIR" in said
     report, card = json.loads((tmp_path / "out" / REPORT).read_text()), (tmp_path / "out" / "README.md").read_text()
     assert report["description"]["questions"] == "other.jsonl"
     assert f"{len(rows)} questions (questions.jsonl)" in card
@@ -191,3 +197,46 @@ def test_what_was_measured_and_what_was_trained_on(call, tmp_path, capsys):
     everyone = [*other[:-1], str(tmp_path / "questions.jsonl")]
     assert cli.main([*everyone, "--held-out-occupations"]) == 1
     assert "nothing is left to train on" in capsys.readouterr().err
+
+
+def test_a_file_beside_a_builder_brings_back_no_held_out_occupation(tmp_path):
+    """Each draws its own: what one holds out, the other must not train on."""
+    _, held = split_occupations()
+    rows = [
+        {"prompt": f"The {o.name} said that {n}", "occupation": o.name, "answers": [" he", " she"],
+         "meanings": ["pro", "anti"], "right": None, "group": str(n)}
+        for o in [*held, *OCCUPATIONS[:6]] for n in range(3)
+    ]  # fmt: skip
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = argparse.Namespace(
+        questions=["pronouns", str(tmp_path / "own.jsonl")],
+        test=None,
+        held_out_occupations=True,
+        occupations=None,
+        chat=False,
+        limit=None,
+    )
+    fitted, test = train_and_test(options)
+    judged = {row["occupation"] for rows in test.values() for row in rows}
+    assert judged >= {o.name for o in held} and not judged & {row["occupation"] for row in fitted}
+    assert len(fitted) > 1000
+
+
+def test_a_base_without_bias_is_reported_and_not_trained(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, "shows_bias", lambda base: False)
+    assert cli.main(call) == 0
+    assert "nothing is trained" in capsys.readouterr().out
+    (results,) = load_report(tmp_path / "out" / "report.json").sets.values()
+    assert [r.strength for r in results] == [0] and not (tmp_path / "out" / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("logged", [1, 5, 15])
+def test_a_line_now_and_then_however_often_it_is_logged(logged):
+    said = []
+    line = ProgressLine(said.append)
+    state = TrainerState(max_steps=40)
+    line.on_train_begin(None, state, None)
+    for state.global_step in (*range(logged, 40, logged), 40, 40):
+        line.on_log(None, state, None, logs={"per_occupation_bias": 0.1})
+    steps = [int(text.split("/")[0].split()[1]) for text in said]
+    assert steps == {1: [1, 11, 21, 31, 40], 5: [5, 15, 25, 35, 40], 15: [15, 30, 40]}[logged]

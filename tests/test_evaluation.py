@@ -132,6 +132,11 @@ def test_position_accuracy_gap_and_bound(model):
         answers, _, _ = by_hand(model, row, 1.0)
         expected.append(float(2 * answers[0] / answers.sum() - 1))
     assert steered.measures["position"].value == pytest.approx(sum(expected) / len(expected), abs=1e-4)
+    for name in ("position", "abstention"):
+        before, after, change = base.measures[name], steered.measures[name], steered.measures[f"{name}_change"]
+        assert change.value == pytest.approx(after.value - before.value, abs=1e-9)
+        assert base.measures[f"{name}_change"].value == 0 != change.value
+        assert 0 < change.standard_error < math.hypot(before.standard_error, after.standard_error)
     # " he" is pro in RIGHT, so that always saying he is right for pro only.
     picks = [int(by_hand(model, row, 1.0)[0].argmax()) for row in RIGHT]
     gap = sum(p == 0 for p in picks) / len(picks) - sum(p == 1 for p in picks) / len(picks)

@@ -48,7 +48,12 @@ def test_neutral_texts(model):
     assert result[0].measures["neutral_kl"].value == 0 == result[0].measures["neutral_ppl_change"].value
     one_by_one = neutral_costs(model, tokenizer, NEUTRAL, (0.5,), batch_tokens=1)[0.5]
     assert one_by_one.kl == pytest.approx(kl, rel=1e-3) and one_by_one.tokens.sum() == tokens
-    for texts, message in (([], "no neutral text"), (["nurse"], "1 tokens")):
+    with_short = neutral_costs(model, tokenizer, ["nurse", *NEUTRAL], (0.5,))[0.5]
+    assert with_short.kl == pytest.approx(one_by_one.kl, rel=1e-3) and len(with_short.tokens) == len(NEUTRAL)
+    for texts, message in (
+        ([], "no neutral text"),
+        (["nurse"], "None of the 1 neutral texts has two tokens, such as 'nurse'"),
+    ):
         with pytest.raises(ValueError, match=message):
             neutral_costs(model, tokenizer, texts, (0.5,))
 

@@ -225,6 +225,11 @@ def test_three_parts_share_neither_frames_nor_occupations():
         load_questions("pronouns", s, occupations=few, held_out_occupations=True) for s in ("train", "validation")
     ]
     assert [len({r["occupation"] for r in part}) for part in parts] == [3, 1]
+    parts = [
+        load_questions("pronouns", s, occupations=few[:4], held_out_occupations=True)
+        for s in ("train", "validation", "test")
+    ]
+    assert [len({r["occupation"] for r in part}) for part in parts] == [2, 1, 1]
 
 
 def test_a_record_of_json_lines_ends_at_a_line_feed(tmp_path):

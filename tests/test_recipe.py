@@ -47,6 +47,8 @@ def test_batches_that_enumeration_can_do_are_taken(tmp_path, batch, each):
         ({"abstain_reward": float("nan")}, "abstain_reward=nan"),
         ({"max_steps": 0}, "max_steps=0: at least 1, or -1"),
         ({"max_steps": -2}, "max_steps=-2"),
+        ({"max_reward_weight": 0.5}, "max_reward_weight=0.5: a finite number of at least 1"),
+        ({"max_reward_weight": float("inf")}, "max_reward_weight=inf"),
     ],
 )
 def test_settings_out_of_range(tmp_path, changes, message):
@@ -202,6 +204,43 @@ def test_neutral_text_is_held(tmp_path):
         found[coef] = float((steered.exp() * (steered - base)).sum(-1).mean())
         assert bool(history(job, "neutral_kl")) == bool(coef)
     assert found[50.0] < found[0.0] / 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [1.0, 1.5, 2.0, 2.5, 2.5, 2.5]),  # the first step knows no bias yet
+        ({"max_reward_weight": 1.0}, [1.0] * 6),
+        ({"max_neutral_kl": 1e-12}, [1.0] * 6),  # it binds at once
+        ({"max_kl": 1e-12}, [1.0, 1.5, *[1.0] * 4]),  # once it has moved
+        ({"max_neutral_kl": None}, [1.0] * 6),  # nothing says how far it may go
+        ({"max_kl": None}, [1.0] * 6),
+        ({"neutral_coef": 0.0}, [1.0] * 6),
+        ({"stop_bias": 10.0}, [1.0]),  # fair enough
+    ],
+)
+def test_the_reward_weighs_more_while_no_cap_binds(tmp_path, changes, expected):
+    settings = {"kl_rate": 0.5, "neutral_coef": 1.0, "max_neutral_kl": 1.0, "max_kl": 1.0, "max_reward_weight": 2.5}
+    job = trainer(tmp_path, max_steps=6, learning_rate=1e-3, **{"abstain_reward": None, **settings, **changes})
+    job.train()
+    assert history(job, "reward_weight")[:6] == pytest.approx([*expected, *[1.0] * 6][:6])
+    job.reward_weight, job.neutral_weight = 2.0, job.args.neutral_coef + 1
+    job._update_reward_weight()
+    assert job.reward_weight == pytest.approx(min(1.5, job.args.max_reward_weight))  # back where a cap binds
+
+
+def test_the_loss_weighs_the_reward(tmp_path):
+    job = trainer(tmp_path, max_steps=1)
+    job.train()
+    rows = job.train_dataset.rows[:4]
+    encoded = [job.scorer.encode(row) for row in rows]
+    scores, base = job.scorer.score(job.model, encoded), job.scorer.base(job.model, encoded)
+    counts = {row["occupation"]: 1.0 for row in rows}
+    losses = []
+    for job.reward_weight in (1.0, 3.0):
+        losses.append(float(job._open_loss(rows, scores, base, counts)))
+    earned = float(job.enumerated(rows, scores.answers).mean())
+    assert losses[1] - losses[0] == pytest.approx(-2 * earned, rel=1e-5) and abs(earned) > 0.01
 
 
 def test_an_evaluation_within_a_training_is_at_strength_one(tmp_path):

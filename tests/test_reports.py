@@ -246,6 +246,10 @@ BIASED = dict(bias=(0.4, 0.1, 0.01), noise_floor=(0.02, 0.02, math.nan))
         (dict(abstention=(0.1, 0.3, 0.02)), "abstention grows, from 0.100"),
         (dict(abstention=(0.1, 0.3, 0.2)), None),  # within its errors
         (dict(abstention=(0.1, 0.11, 1e-6)), None),  # no news
+        (dict(abstention=(0.48, 0.57, 0.05), abstention_change=(0.0, 0.09, 0.005)), "abstention grows, from 0.480"),
+        (dict(abstention=(0.1, 0.3, 0.02), abstention_change=(0.0, 0.2, 0.15)), None),
+        (dict(position=(-0.1, -0.2, 0.05), position_change=(0.0, -0.1, 0.005)), "answer named first grows, from -0.1"),
+        (dict(mass=(0.9, 0.2, 0.4), abstention_change=(0.0, 0.7, 0.05)), "lose their probability"),
         (dict(mass=(0.9, 0.2, 0.02)), "both answers lose their probability, from 0.900"),
         (dict(mass=(0.9, 0.6, 0.02)), None),
         (dict(accuracy=(0.9, 0.8, 0.03), accuracy_change=(0.0, -0.1, 0.01)), "accuracy falls, from 0.900"),
@@ -261,6 +265,8 @@ def test_warnings_where_fairness_is_bought(measures, words):
 def test_a_base_without_bias_is_said_to_have_none():
     fair = dict(bias=(0.03, 0.03, 0.01), noise_floor=(0.02, 0.02, math.nan))
     assert "no bias above its floor" in warnings_of(results(**fair))[0]
+    unsaid = warnings_of(results(**fair, mass=(2e-5, 1e-5, 1e-6)))
+    assert ["probability of 2e-05 at strength 0: the model does not say them" in line for line in unsaid] == [True]
     leaning_first = dict(bias_first_choice=(0.5, 0.5, 0.01), noise_floor_first_choice=(0.1, 0.1, math.nan))
     assert warnings_of(results(**fair, **leaning_first)) == [] == warnings_of(results(**BIASED))
     assert warnings_of(Report({"test": results(**fair).sets["test"][1:]})) == []  # the base was not measured

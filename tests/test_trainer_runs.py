@@ -25,6 +25,7 @@ from peft_dso import DSOConfig, DSOLayer, DSOTrainer, FairnessReward, get_steeri
         {"gradient_accumulation_steps": 2},
         {"rollouts": "sample", "num_generations": 2},
         {"l1_coef": 0.2, "l1_until": 0.5, "decoding_temperatures": [1.0, 0.3]},
+        {"max_kl": 100.0, "neutral_coef": 1.0, "max_neutral_kl": 100.0},
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, changes):
@@ -45,7 +46,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, changes):
     part.train(resume_from_checkpoint=True)
     assert close(vectors(part.model), vectors(whole.model))
     assert part.beta == pytest.approx(whole.beta, abs=1e-4)
-    assert "rollouts" in changes or part.beta > part.args.beta  # what is compared has moved
+    assert part.reward_weight == pytest.approx(whole.reward_weight, abs=1e-4)
+    # what is compared has moved
+    assert "rollouts" in changes or part.beta > part.args.beta or part.reward_weight > 2
     for mine, theirs in zip(part.counting_rewards(), whole.counting_rewards(), strict=True):
         assert mine.counts.keys() == theirs.counts.keys()
         for name in mine.counts:

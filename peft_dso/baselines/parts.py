@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from ..evaluation.warnings import LEAST_MASS
 from ..questions import OCCUPATIONS, Occupation, check_questions, hold_out, subset, trainable_groups
 from ..questions.splits import hold_occupations, missing, occupations_named, unit_column
 from ..scoring import check_reads_pictures, row_images
@@ -26,7 +27,6 @@ from .validation import validate
 Rows = list[dict[str, Any]]
 PAIRS_OF_PARTS = (("train", "validation"), ("train", "test"), ("validation", "test"))
 LEAST_PAIRS = 8  # a contrast of fewer is two or three questions of a kind
-LEAST_MASS = 1e-3  # a model that gives less probability than that to the named answers does not answer
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,11 @@ def add(commands: Any) -> None:
     measure.add_argument(
         "--answers", choices=("probabilities", "text"), default="probabilities", help="how to read them"
     )
-    measure.add_argument("--neutral", help="file of neutral texts of your own; default the package's")
+    measure.add_argument(
+        "--neutral",
+        help="file of neutral texts of your own, of which one in five is read: those that no training with it sees; "
+        "default the package's",
+    )
     measure.add_argument("--columns", choices=("main", "all"), default="main", help="of the table; all is wide")
     measure.add_argument("--seed", type=int, default=0, help="of the bootstraps")
     measure.add_argument("--tasks", help="tasks of lm-evaluation-harness, such as arc_easy,mmlu (extra: harness)")
@@ -79,7 +83,7 @@ def _questions(options: argparse.Namespace, model: Any, processor: Any, rows: li
     from ..evaluation import DSOStrength, format_table, knob_of, save_csv, save_report, sweep, warnings_of
     from ..evaluation.plots import plot_report, plot_sites
     from ..inspect import VECTORS, read_adapter
-    from ..questions import neutral_texts, read_texts
+    from ..questions import neutral_texts
 
     description = {
         "model": shown_name(options.model),
@@ -96,7 +100,7 @@ def _questions(options: argparse.Namespace, model: Any, processor: Any, rows: li
         processor,
         {name: rows},
         options.strengths,
-        neutral=neutral_texts("test") if options.neutral is None else read_texts(options.neutral),
+        neutral=neutral_texts("test", options.neutral),
         answers=options.answers,
         seed=options.seed,
         progress=True,

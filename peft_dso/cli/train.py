@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import math
-import os
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .arguments import add_device, add_model, add_questions, chosen_questions, say, shown_name, shown_names
+from .arguments import add_device, add_model, add_questions, say, shown_name, shown_names
+from .train_sets import check_ambiguous, count_in_both, train_and_test
 
 
 STRENGTHS = (0.0, 0.5, 1.0)
-# Of each kind of question; more make the errors smaller and the measuring longer.
-MEASURED = 600
 
 
 def add(commands: Any) -> None:
@@ -46,6 +44,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..evaluation import save_report, shows_bias, warnings_of
     from ..models import load_base
     from ..questions import neutral_texts, read_rows
     from ..training import DSOTrainer
@@ -70,7 +69,12 @@ def run(options: argparse.Namespace) -> int:
     if not biased and not options.anyway:
         say("It shows no bias above its floor (what a fair model would show on these questions): nothing is trained.")
         say("To train all the same: --anyway. More questions lower the floor.")
+        Path(options.out).mkdir(parents=True, exist_ok=True)
+        save_report(before, Path(options.out) / "report.json")
+        say(f"Wrote {Path(options.out) / 'report.json'}")
         return 0
+    for warning in warnings_of(before):
+        say(f"Note: {warning}")
     trainer = DSOTrainer(
         model=model,
         args=settings,
@@ -164,84 +168,10 @@ def check_device(wanted: str, taken: Any) -> None:
         )
 
 
-def train_and_test(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """What to train on, and what to measure on: sets that are held out."""
-    from ..questions import hold_out, subset
-    from ..questions.splits import hold_occupations
-
-    builders = [source for source in options.questions if ":" not in source and not os.path.isfile(source)]
-    files = [source for source in options.questions if source not in builders]
-    train: list[dict[str, Any]] = []
-    test: list[dict[str, Any]] = []
-    if builders:
-        train += chosen_questions(options, "train", builders)
-        test += chosen_questions(options, "test", builders)
-    if files:
-        rows = chosen_questions(options, "train", files)
-        parts = (rows, []) if options.test else hold_out(rows, occupations=options.held_out_occupations)
-        train, test = train + parts[0], test + parts[1]
-    if options.test:
-        test = chosen_questions(options, "test", options.test)
-        if options.held_out_occupations:
-            train, _ = hold_occupations(train, {row["occupation"] for row in test})
-            if not train:
-                raise ValueError(
-                    "--held-out-occupations: the --test set asks about every occupation of --questions, and nothing "
-                    "is left to train on. Leave the option out, or test on fewer occupations."
-                )
-    name = "held-out occupations" if options.held_out_occupations else "held-out questions"
-    return train, {"the test set" if options.test else name: subset(test, MEASURED, each_kind=True)}
-
-
-def count_in_both(train: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]]) -> int:
-    """How many of the questions to measure on are trained on."""
-    from ..baselines.parts import question_key
-
-    seen = {question_key(row) for row in train}
-    return sum(question_key(row) in seen for row in test)
-
-
-def check_ambiguous(train: Sequence[dict[str, Any]], test: dict[str, list[dict[str, Any]]]) -> None:
-    """
-    Refuse questions that all have a right answer: with it the model is no less fair.
-
-    Raises:
-        ValueError: there is nothing to make fair, or nothing that could show a bias.
-    """
-    if not any(row.get("right") is None for row in train):
-        raise ValueError(
-            f"--questions: all {len(train)} questions to train on have a right answer: there is nothing to make fair. "
-            "Give some whose answers are all equally right (right: null)."
-        )
-    for name, rows in test.items():
-        if not any(row.get("right") is None for row in rows):
-            raise ValueError(
-                f"--test: all {len(rows)} questions of {name} have a right answer and cannot show bias. Give a --test "
-                "set with some whose answers are all equally right (right: null)."
-            )
-
-
 def measured(model: Any, processor: Any, test: Any, strengths: Sequence[float], texts: Sequence[str]) -> Any:
     from ..evaluation import sweep
 
     return sweep(model, processor, test, strengths, neutral=texts)
-
-
-def shows_bias(result: Any) -> bool:
-    """
-    Whether a base's bias, from probabilities or first choices, stands out from its floor; also where that cannot be
-    told, because no occupation has two questions.
-    """
-    measures = result.measures
-    for name in ("bias", "bias_first_choice"):
-        if f"{name}_corrected" not in measures:
-            continue
-        above = measures[f"{name}_corrected"].value
-        if math.isnan(above) and not math.isnan(measures[name].value):
-            return True
-        if above > 2 * measures[name].standard_error:
-            return True
-    return False
 
 
 def table(report: Any) -> str:
@@ -302,7 +232,18 @@ def tell(options: argparse.Namespace, trainer: Any, count: int, test: Any, texts
     plot_sweep(report, out / "sweep.png")
     save_card(out, trained_on=f"{count} questions ({shown_names(options.questions)}).")
     say(f"Saved the adapter in {out}, with its report, picture and card.")
-    say(
-        "More strengths, other questions: "
-        f"peft-dso sweep --model {options.model} --adapter {out} --questions Q --out DIR"
-    )
+    asked = save_held_out(test, out / "held_out.jsonl")
+    neutral = "" if options.neutral is None else f" --neutral {options.neutral}"
+    adapted = f"--model {options.model} --adapter {out}"
+    say(f"More strengths: peft-dso sweep {adapted} --questions {asked}{neutral} --out DIR")
+
+
+def save_held_out(test: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> str:
+    """Write the questions that were measured on, which a file of all does not tell; pictures have no such file."""
+    from ..scoring import row_images
+
+    rows = [row for rows in test.values() for row in rows]
+    if any(row_images(row) for row in rows):
+        return "Q"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)

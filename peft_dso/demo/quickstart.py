@@ -99,6 +99,7 @@ def train_adapter(
     )
     quiet_progress(trainer, say)
     trainer.train()
+    say(trainer.why_it_ended())
     # Without the autocast that a training in bfloat16 leaves on it: the adapter is used in float32 from here on.
     return trainer, trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
 
@@ -163,7 +164,7 @@ def run(
             "questions": {name: len(rows) for name, rows in test.items()},
             "zero_neurons": zeros,
             "adapter_bytes": size,
-            "steps": trainer.args.max_steps,
+            "steps": trainer.state.global_step,
         },
     )
     for name, results in report.sets.items():

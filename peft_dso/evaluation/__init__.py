@@ -6,7 +6,7 @@ from .knob import AdapterScaling, AdapterSwitch, BareModel, DSOStrength, Knob, P
 from .records import Record, load_records, records_of, save_records
 from .report import format_table, load_report, save_csv, save_report
 from .sweep import Report, StrengthResult, summarize, sweep
-from .warnings import warnings_of
+from .warnings import shows_bias, warnings_of
 
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "save_csv",
     "save_records",
     "save_report",
+    "shows_bias",
     "summarize",
     "sweep",
     "warnings_of",

@@ -106,10 +106,12 @@ class Answered:
     @cached_property
     def answers(self) -> np.ndarray:
         """The answers' shares among the named ones, shape `(questions, answers)`; NaN where none was given."""
-        highest = self.log_probs.max(axis=1, keepdims=True)
-        p = np.exp(self.log_probs - np.where(np.isfinite(highest), highest, 0.0))
-        total = p.sum(axis=1, keepdims=True)
-        return np.divide(p, total, out=np.full_like(p, np.nan), where=total > 0)
+        return _among_named(self.log_probs)
+
+    @cached_property
+    def base_answers(self) -> np.ndarray:
+        """The same for the base."""
+        return self.answers if self.base is None else _among_named(self.base)
 
     @cached_property
     def shares(self) -> np.ndarray:
@@ -169,3 +171,10 @@ class Answered:
         chosen = self.unambiguous
         wanted = self.right[chosen]
         return (log_probs[chosen].argmax(axis=1) == wanted) & np.isfinite(log_probs[chosen, wanted])
+
+
+def _among_named(log_probs: np.ndarray) -> np.ndarray:
+    highest = log_probs.max(axis=1, keepdims=True)
+    p = np.exp(log_probs - np.where(np.isfinite(highest), highest, 0.0))
+    total = p.sum(axis=1, keepdims=True)
+    return np.divide(p, total, out=np.full_like(p, np.nan), where=total > 0)

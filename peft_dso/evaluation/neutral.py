@@ -18,13 +18,6 @@ from .knob import Knob, knob_of
 LONGEST = 256  # tokens of a text that are read: short texts are meant
 
 
-def _token_ids(tokenizer: Any, text: str, longest: int) -> tuple[int, ...]:
-    ids = first_tokens(tokenizer, text, longest)
-    if len(ids) < 2:
-        raise ValueError(f"The neutral text {text!r} has {len(ids)} tokens: at least two are needed.")
-    return ids
-
-
 def _behind(knob: Knob, tokenizer: Any, text: str, ids: tuple[int, ...]) -> Optional[tuple[int, ...]]:
     """The tokens of a text as the knob asks it, which must end with the text's; `None` where they do not."""
     rewrite = getattr(knob, "rewrite", None)
@@ -73,7 +66,7 @@ def neutral_costs(
     Args:
         model (`nn.Module`): a model; its strength is restored afterwards.
         processor (`PreTrainedTokenizerBase` or `ProcessorMixin`): its tokenizer or processor.
-        texts (`Sequence[str]`): at least two tokens each; the first 256 tokens are read.
+        texts (`Sequence[str]`): the first 256 tokens are read; one of a single token predicts nothing and is left out.
         strengths (`Sequence[float]`): the strengths.
         knob (`Knob`, *optional*): what they turn; default [`knob_of`] the model. Of a prompt: the text behind it,
             against the text alone.
@@ -81,10 +74,11 @@ def neutral_costs(
         progress (`Callable`): called with the number of texts done.
 
     Returns:
-        `dict[float, NeutralCost]`: by strength; `None` where the knob's rewriting does not put a prompt before a text.
+        `dict[float, NeutralCost]`: by strength, of the texts that count; `None` where the knob's rewriting puts no
+        prompt before a text.
 
     Raises:
-        ValueError: there is no text, or one has fewer than two tokens.
+        ValueError: there is no text of two tokens.
     """
     if not texts:
         raise ValueError("There is no neutral text.")
@@ -92,7 +86,14 @@ def neutral_costs(
     tokenizer = getattr(processor, "tokenizer", processor)
     config: Any = getattr(model, "config", None)
     positions = getattr(config, "max_position_embeddings", None) or LONGEST
-    alone = [_token_ids(tokenizer, text, min(LONGEST, positions)) for text in texts]
+    read = [(text, first_tokens(tokenizer, text, min(LONGEST, positions))) for text in texts]
+    counted = [(text, ids) for text, ids in read if len(ids) > 1]
+    progress(len(texts) - len(counted))
+    if not counted:
+        raise ValueError(
+            f"None of the {len(texts)} neutral texts has two tokens, such as {texts[0]!r}: give longer ones."
+        )
+    texts, alone = zip(*counted, strict=True)
     asked = [_behind(knob, tokenizer, text, ids) for text, ids in zip(texts, alone, strict=True)]
     behind = [ids for ids in asked if ids is not None]
     if len(behind) < len(texts) and any(strengths):
@@ -113,9 +114,9 @@ def neutral_costs(
             base = distributions(0.0)
             for w in strengths:
                 for n, p, q in zip(numbers, base if w == 0 else distributions(w), base, strict=True):
-                    read = torch.arange(len(p)), torch.tensor(alone[n][1:])
+                    at = torch.arange(len(p)), torch.tensor(alone[n][1:])
                     kl = kl_divergence(p, q).sum() if w else torch.zeros(())
-                    sums[w][:, n] = [float(kl), float(-p[read].sum()), float(-q[read].sum())]
+                    sums[w][:, n] = [float(kl), float(-p[at].sum()), float(-q[at].sum())]
             progress(len(numbers))
     tokens = np.array(lengths, dtype=float) - 1
     return {w: NeutralCost(kl, loss, before, tokens) for w, (kl, loss, before) in sums.items()}

@@ -30,13 +30,14 @@ def _cell(kind: MeasureKind, measure: Optional[Measure]) -> str:
 
 def format_table(results: list[StrengthResult], columns: str = "main") -> str:
     """
-    A set of results as text, one line per strength. `±` is the standard error, `floor` what a fair model would show.
+    A set of results as text, a line per strength. `±` is the standard error, `floor` what a fair model would show.
 
     Args:
         results (`list[StrengthResult]`): of one set.
         columns (`str`, defaults to `"main"`): `"main"` fits into 100 columns: per-occupation bias from probabilities
             and from first choices with their floors, unambiguous accuracy, abstention, KL, and KL per token on
-            neutral text; `"all"` is everything that was measured.
+            neutral text; a last line has the change of the perplexity of that text at the greatest strength. `"all"`
+            is everything that was measured.
 
     Returns:
         `str`: the table.
@@ -54,7 +55,18 @@ def format_table(results: list[StrengthResult], columns: str = "main") -> str:
     shown = [column for kind in wanted for column in (kind, MEASURES.get(kind.floor or "")) if column is not None]
     lines = [["strength", *(kind.column for kind in shown)]]
     lines += [[f"{r.strength:g}", *(_cell(kind, r.measures.get(kind.name)) for kind in shown)] for r in results]
-    return aligned(lines)
+    return aligned(lines) + (_perplexity(results) if columns == "main" else "")
+
+
+def _perplexity(results: list[StrengthResult]) -> str:
+    """The line below a table; empty where neutral text was not measured at any strength but 0."""
+    turned = [r for r in results if r.strength and "neutral_ppl_change" in r.measures]
+    if not turned:
+        return ""
+    last = max(turned, key=lambda r: abs(r.strength))
+    change = last.measures["neutral_ppl_change"]
+    error = "" if math.isnan(change.standard_error) else f" ±{change.standard_error:.1%}"
+    return f"\nperplexity of neutral text at strength {last.strength:g}: {change.value:+.1%}{error}"
 
 
 def save_csv(report: Report, path: str | os.PathLike[str]) -> None:

@@ -135,7 +135,7 @@ def load_questions(
 
 def _occupations_of(split: str, occupations: Sequence[Occupation]) -> list[Occupation]:
     """Three parts that share no occupation."""
-    seen, test = split_occupations(occupations)
+    seen, test = split_occupations(occupations, every=min(5, len(occupations)))
     if split == "test":
         return test
     train, validation = split_occupations(seen, every=min(5, len(seen)))

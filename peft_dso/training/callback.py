@@ -32,6 +32,7 @@ class DSOCallback(TrainerCallback):
         set_steering_strength(self.trainer._dso_model, 1.0, "default")
         saved = state.stateful_callbacks.get(STATE_KEY)
         self.trainer.beta, self.trainer.neutral_weight = args.beta, args.neutral_coef
+        self.trainer.reward_weight = 1.0
         for reward in self.trainer.counting_rewards() if self.begun else ():  # a second training begins anew
             reward.reset()
         self.begun = True
@@ -39,6 +40,7 @@ class DSOCallback(TrainerCallback):
             self.biases.extend(saved.get("biases", ()))
             self.trainer.beta = saved["beta"]
             self.trainer.neutral_weight = saved.get("neutral_weight", self.trainer.neutral_weight)
+            self.trainer.reward_weight = saved.get("reward_weight", 1.0)
             self.trainer.usual_least = saved.get("usual_least", 0.0)
             for reward, counts in zip(self.trainer.counting_rewards(), saved["fairness_rewards"], strict=True):
                 reward.load_state_dict(counts)

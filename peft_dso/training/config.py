@@ -100,6 +100,10 @@ class DSOTrainerConfig(RLOOConfig):
         stop_bias (`float`):
             Training ends before `max_steps` where the per-occupation bias of the last ten steps, at the temperature at
             which it is largest, was below this on average. 0 never ends it early.
+        max_reward_weight (`float`, defaults to 10):
+            Weight of the reward, at the most. It begins at 1 and rises at `kl_rate` while that bias is above
+            `stop_bias` and neither cap, on questions and on neutral text, binds, so that what they allow is used;
+            where one does it falls back. 1 keeps it at 1 (the paper), as does a training without both caps.
         training_strength (`str`, defaults to `"one"`):
             The strength in training: `"one"` (the paper) or `"uniform"`, drawn anew from [0, 1], which debiases more
             at half strength and costs accuracy (benchmarks/README.md).
@@ -162,6 +166,9 @@ class DSOTrainerConfig(RLOOConfig):
     stop_bias: float = field(
         default=0.02, metadata={"help": "End early where the bias of the last ten steps was below this."}
     )
+    max_reward_weight: float = field(
+        default=10.0, metadata={"help": "Weight of the reward at the most; it rises while no cap binds."}
+    )
     training_strength: str = field(
         default="one", metadata={"help": "Strength in training: 'one', or 'uniform' drawn from [0, 1]."}
     )
@@ -197,6 +204,8 @@ class DSOTrainerConfig(RLOOConfig):
             # Nothing is generated and no answer is drawn several times: what TRL asks of both must not refuse a batch.
             self.steps_per_generation, self.generation_batch_size = 2, None
             self.num_generations, self.num_generations_eval = 2, 1
+        if not self.gradient_checkpointing and getattr(self, "activation_checkpointing", False) is None:
+            self.activation_checkpointing = False  # its new name, without which transformers warns of the old one
         super().__post_init__()
         if self.rollouts == "enumerate":  # each step has a batch of its own
             self.steps_per_generation = 1
@@ -222,6 +231,8 @@ class DSOTrainerConfig(RLOOConfig):
             cap = getattr(self, name)
             if cap is not None and not cap > 0:
                 raise ValueError(f"{name}={cap!r}: a cap above 0, or None for none.")
+        if not 1 <= self.max_reward_weight < math.inf:
+            raise ValueError(f"max_reward_weight={self.max_reward_weight!r}: a finite number of at least 1.")
         if not 0 <= self.question_share <= 1:
             raise ValueError(f"question_share={self.question_share!r}: a share in [0, 1].")
         if not 0 < self.l1_until <= 1:

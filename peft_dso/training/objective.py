@@ -29,6 +29,7 @@ class ObjectiveTrainer(PublishingTrainer):
     args: DSOTrainerConfig
     beta: float  # the KL's multiplier, TRL's; changed by the cap
     neutral_weight: float  # that of the KL on neutral text
+    reward_weight: float  # that of the reward
     enumerated: EnumeratedReward
     fairness_reward: Any
     scorer: Scorer
@@ -91,9 +92,9 @@ class ObjectiveTrainer(PublishingTrainer):
         self, model: nn.Module, rows: list[dict[str, Any]], retained: list[dict[str, Any]], mode: str
     ) -> torch.Tensor:
         """
-        -E[r] + beta KL + retain_coef KL_retained + neutral_coef KL_neutral, the expectation over the named answers
-        exact. With `kl_target="fair"` the KL of ambiguous questions is that to the fair distribution nearest to the
-        base, up to a constant (see [`~peft_dso.objective.nearest_fair`]).
+        -reward_weight E[r] + beta KL + retain_coef KL_retained + neutral_weight KL_neutral, the expectation over the
+        named answers exact. With `kl_target="fair"` the KL of ambiguous questions is that to the fair distribution
+        nearest to the base, up to a constant (see [`~peft_dso.objective.nearest_fair`]).
         """
         rows, settled = ([row for row in rows if (row.get("right") is None) == open_] for open_ in (True, False))
         retained = [*settled, *retained]
@@ -125,7 +126,7 @@ class ObjectiveTrainer(PublishingTrainer):
     def _open_loss(
         self, rows: list[dict[str, Any]], scores: Scores, base: Scores, counts: Mapping[str, float]
     ) -> torch.Tensor:
-        """-E[r] + beta KL of ambiguous questions; `counts` weights the occupations."""
+        """-reward_weight E[r] + beta KL of ambiguous questions; `counts` weights the occupations."""
         log_p = scores.answers[:, : max(len(row["answers"]) for row in rows)]
         expected = self.enumerated(rows, log_p)
         kl = self._kl(scores, base, "kl")
@@ -136,7 +137,7 @@ class ObjectiveTrainer(PublishingTrainer):
         self._note("reward", expected)
         self._note("least_kl", least)
         self._note("abstention", 1 - log_p.exp().sum(-1))
-        return -(weight * expected).mean() + self.beta * kl.mean()
+        return -self.reward_weight * (weight * expected).mean() + self.beta * kl.mean()
 
     def _kl(self, scores: Scores, base: Scores, name: str) -> torch.Tensor:
         """KL(steered || base) of what is said to each question, as far as it decides the answer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Optional
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
@@ -23,20 +23,32 @@ class ProgressLine(TrainerCallback):
         self.say = say
         self.every = every
         self.begun = 0.0
+        self.said: Optional[int] = None  # step of the last line
+        self.open = False  # whether the terminal's line is
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.begun = time.monotonic()
+        self.begun, self.said = time.monotonic(), None
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.open:
+            sys.stdout.write("\n")
+            self.open = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or "per_occupation_bias" not in (logs or {}):
             return
         line = self.line(state.global_step, state.max_steps, {k: v for k, v in logs.items() if v is not None})
-        last = state.global_step >= state.max_steps
         if sys.stdout.isatty():
-            sys.stdout.write(f"\r{line:<100}" + ("\n" if last else ""))
+            sys.stdout.write(f"\r{line:<100}")
             sys.stdout.flush()
-        elif state.global_step % self.every == 1 or last:
+            self.open = True
+        elif (
+            self.said is None
+            or state.global_step - self.said >= self.every
+            or self.said < state.max_steps <= state.global_step
+        ):
             self.say(line)
+            self.said = state.global_step
 
     def line(self, step: int, steps: int, logs: dict[str, float]) -> str:
         """The line for one step's metrics."""

@@ -20,6 +20,7 @@ class SteppingTrainer(LoggingTrainer):
     """The part of the trainer that acts before and after each step of the optimizer."""
 
     pairs: PairSteps
+    _callback: Any  # knows the biases of the last steps
     usual_least: float  # running mean of the least KL that fairness needs, 0 before there is one
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -59,7 +60,12 @@ class SteppingTrainer(LoggingTrainer):
         self.pairs.after_step(float(optimizer.param_groups[0]["lr"]))
         self._update_multipliers()
         zeros, l1 = self.pairs.sparsity()
-        for name, value in (("zero_neurons", zeros), ("l1", l1), ("beta", self.beta)):
+        for name, value in (
+            ("zero_neurons", zeros),
+            ("l1", l1),
+            ("beta", self.beta),
+            ("reward_weight", self.reward_weight),
+        ):
             self._metrics["train"][name].append(value)
 
     def _recent(self, name: str) -> float:
@@ -68,7 +74,7 @@ class SteppingTrainer(LoggingTrainer):
         return sum(values) / len(values) if values else float("nan")
 
     def _update_multipliers(self) -> None:
-        """One step of the multipliers of the KL and of neutral text towards their caps."""
+        """One step of the multipliers: of the KL and of neutral text towards their caps, of the reward to fairness."""
         args, kl = self.args, self._recent("kl" if self.args.rollouts == "enumerate" else "sampled_kl")
         caps = [] if args.max_kl is None else [(args.max_kl, args.max_kl)]
         least = self._recent("least_kl")
@@ -85,4 +91,14 @@ class SteppingTrainer(LoggingTrainer):
         if args.max_neutral_kl is not None and neutral == neutral:
             weight = updated_multiplier(self.neutral_weight, neutral, args.max_neutral_kl, args.kl_rate)
             self.neutral_weight = max(args.neutral_coef, weight)
+            if caps and kl == kl:
+                self._update_reward_weight()
         self._spent.clear()  # one batch of sampled answers may serve several steps: what it spent counts once
+
+    def _update_reward_weight(self) -> None:
+        """One step of the reward's multiplier towards a bias of `stop_bias`; back to 1 where a cap binds."""
+        args, biases = self.args, self._callback.biases
+        held = self.beta > max(1e-6, args.beta) or self.neutral_weight > args.neutral_coef
+        bias = sum(biases) / len(biases) if biases and not held else 0.0
+        weight = updated_multiplier(self.reward_weight, bias, max(args.stop_bias, 1e-6), args.kl_rate)
+        self.reward_weight = min(max(1.0, weight), args.max_reward_weight)

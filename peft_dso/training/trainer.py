@@ -135,6 +135,7 @@ class DSOTrainer(SteppingTrainer):
         counted = args.neutral_coef > 0 and args.rollouts == "enumerate"
         self.neutral = neutral_tokens(self.processing_class, neutral_texts, args.neutral_tokens) if counted else []
         self.neutral_weight = args.neutral_coef
+        self.reward_weight = 1.0
         self.usual_least = 0.0
         self.pairs = PairSteps(adapter_layers(self._dso_model), args.l1_coef, args.l1_until)
         self._micro_step = 0  # batches since the last optimizer step; TRL's own count starts anew after a resume
@@ -276,7 +277,10 @@ class DSOTrainer(SteppingTrainer):
         resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         strength = get_steering_strength(self._dso_model, "default")
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            done = super().train(resume_from_checkpoint, *args, **kwargs)
+            if self.accelerator.is_main_process:
+                logger.info(self.why_it_ended())
+            return done
         finally:  # also where it was interrupted
             set_steering_strength(self._dso_model, strength, "default")
 
@@ -284,6 +288,7 @@ class DSOTrainer(SteppingTrainer):
         self.state.stateful_callbacks[STATE_KEY] = {
             "beta": self.beta,
             "neutral_weight": self.neutral_weight,
+            "reward_weight": self.reward_weight,
             "usual_least": self.usual_least,
             "biases": list(self._callback.biases),
             "fairness_rewards": [reward.state_dict() for reward in self.counting_rewards()],
