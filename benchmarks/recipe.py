@@ -110,18 +110,19 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     file = out / "rows.jsonl"
     done = [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
-    for name in options.models:
-        for task in options.tasks.split(","):
-            if not any((row["model"], row["task"]) == (name, task) for row in done):
-                done.append(measure(name, task, out, options.questions))
-                with open(file, "a") as rows:
-                    rows.write(json.dumps(done[-1]) + "\n")
-                gc.collect()
+    asked = [(name, task, options.questions) for name in options.models for task in options.tasks.split(",")]
+    for name, task, most in asked:
+        if not any((row["model"], row["task"], row.get("questions")) == (name, task, most) for row in done):
+            done.append({**measure(name, task, out, most), "questions": most})
+            with open(file, "a") as rows:
+                rows.write(json.dumps(done[-1]) + "\n")
+            gc.collect()
     titles = "model,task,bias,first choices,held-out occupations,KL (x least),accuracy,abstention,neutral KL,zeros,"
     titles = (titles + "monotone,training").split(",")
     print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
     for row in done:
-        print(line(row))
+        if (row["model"], row["task"], row.get("questions")) in asked:
+            print(line(row))
 
 
 if __name__ == "__main__":

@@ -252,6 +252,8 @@ BIASED = dict(bias=(0.4, 0.1, 0.01), noise_floor=(0.02, 0.02, math.nan))
         (dict(mass=(0.9, 0.2, 0.4), abstention_change=(0.0, 0.7, 0.05)), "lose their probability"),
         (dict(mass=(0.9, 0.2, 0.02)), "both answers lose their probability, from 0.900"),
         (dict(mass=(0.9, 0.6, 0.02)), None),
+        (dict(right_of_all=(0.4, 0.1, 0.02)), "the right answers lose their probability, from 0.400"),
+        (dict(right_of_all=(0.4, 0.3, 0.02)), None),
         (dict(accuracy=(0.9, 0.8, 0.03), accuracy_change=(0.0, -0.1, 0.01)), "accuracy falls, from 0.900"),
         (dict(accuracy=(0.9, 0.8, 0.03), accuracy_change=(0.0, -0.1, 0.06)), None),
     ],

@@ -59,6 +59,11 @@ def _loses_mass(base: StrengthResult, turned: StrengthResult) -> bool:
     return halves_mass(base, turned) and _beyond(before.value - after.value, change, before, after)
 
 
+def _right_loses_mass(base: StrengthResult, turned: StrengthResult) -> bool:
+    before, after = base.measures["right_of_all"], turned.measures["right_of_all"]
+    return after.value < before.value / 2 and _beyond(before.value - after.value, None, before, after)
+
+
 def _accuracy_falls(base: StrengthResult, turned: StrengthResult) -> bool:
     change = turned.measures["accuracy_change"]  # paired, and so surer than the difference of the two
     error = 0.0 if math.isnan(change.standard_error) else change.standard_error
@@ -69,6 +74,7 @@ _BOUGHT: tuple[tuple[str, str, Callable[[StrengthResult, StrengthResult], bool],
     ("position", "position", _position, "the preference for the answer named first grows"),
     ("abstention", "abstention", _abstains, "abstention grows"),
     ("mass", "mass", _loses_mass, "both answers lose their probability"),
+    ("right_of_all", "right_of_all", _right_loses_mass, "the right answers lose their probability"),
     ("accuracy_change", "accuracy", _accuracy_falls, "the unambiguous accuracy falls"),
 )
 
