@@ -209,6 +209,15 @@ def test_settings_out_of_range_are_refused():
         (fit_lineas, {"optimizer": "lion", "batch_size": 8}, "'lion'"),
         (fit_counterfactual, {"adapter": "ia3"}, "'ia3'"),
         (fit_counterfactual, {"batch_size": 9}, "multiple"),
+        (fit_counterfactual, {"max_steps": 0}, "max_steps=0: a finite number of at least 1"),
+        (fit_counterfactual, {"epochs": -1}, "epochs=-1: a finite number above 0"),
+        (fit_counterfactual, {"learning_rate": 0.0}, "learning_rate=0.0"),
+        (fit_counterfactual, {"retain_coef": -1}, "retain_coef=-1"),
+        (fit_counterfactual, {"retain_batch_size": -2}, "retain_batch_size=-2"),
+        (fit_iti, {"heads": 2.0}, "heads=2.0"),
+        (fit_iti, {"alpha": float("nan")}, "alpha=nan"),
+        (fit_lineas, {"l1": float("nan")}, "l1=nan"),
+        (fit_linear_act, {"pairs": 0}, "0 pairs of texts"),
     ):
         with pytest.raises(ValueError, match=message):
             fit(model, TOKENIZER, ROWS, **settings)

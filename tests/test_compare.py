@@ -1,6 +1,7 @@
 """The comparison of methods: fitted once, measured on the same questions, gone on with, and what it says."""
 
 import csv
+import dataclasses
 import json
 import math
 import shutil
@@ -114,6 +115,7 @@ def test_the_card_of_dso_says_what_was_measured(world, tmp_path):
     text = (copied / "dso" / "README.md").read_text()
     bias = found.reports["dso"][0].sets["test"][-1].measures["bias"].value
     assert f"{bias:.3f}" in text.partition("## What was measured")[2].partition("## Limits")[0]
+    assert f"{len(PARTS.train)} questions." in text and "has not said" not in text
     assert "More Information Needed" not in text and "has been measured here" not in text
     section = (copied / "comparison.md").read_text()
     for arguments in ([], ["--report", str(copied / "dso")], ["--license", "mit"]):
@@ -209,6 +211,19 @@ def test_one_that_fails_is_reported_and_the_others_go_on(tmp_path):
     assert "lineas failed" in card_section(found)
     with pytest.raises(ValueError, match="Every method failed: lineas"):
         save_comparison(Comparison(failures={"lineas": "no"}), tmp_path)
+
+
+def test_whatever_a_method_fails_with_the_others_go_on(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise IndexError("beyond the end")
+
+    monkeypatch.setitem(METHODS, "caa", dataclasses.replace(METHODS["caa"], fit=broken))
+    found = run(tmp_path, ["caa", "iti"], description={"model": "tiny", "questions": "tiny ones"})
+    assert found.failures == {"caa": "IndexError: beyond the end"} and list(found.reports) == ["iti"]
+    described = load_report(tmp_path / "iti" / "report.json").description
+    assert (described["model"], described["questions"]) == ("tiny", "tiny ones")
+    with pytest.raises(ValueError, match="is a file: give a folder"):
+        run(tmp_path / "iti" / "report.json", ["iti"])
 
 
 def test_biases_are_saved_and_loaded_without_a_warning_that_misleads(tmp_path):

@@ -1,11 +1,13 @@
 """The questions of a comparison: fewer of them, and divided in three."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
-from compared import FRAMES, PARTS, run
-from models import tiny_questions
+from compared import FRAMES, PARTS, TOKENIZER, run
+from models import build, tiny_questions
 
+from peft_dso.baselines.comparison import compare
 from peft_dso.baselines.methods import chosen_methods
 from peft_dso.baselines.parts import Parts, check_parts, parts_of
 from peft_dso.questions import coreference_questions, load_questions, pronoun_questions, subset
@@ -178,3 +180,31 @@ def test_three_groups_are_refused_by_what_learns_from_contrasts_alone(tmp_path):
             check_parts(Parts(rows, PARTS.validation, PARTS.test), chosen_methods(["dso"]))
     male = [row for row in PARTS.train if row["occupation"] in ("driver", "farmer")]
     check_parts(Parts(male, PARTS.validation, PARTS.test), chosen_methods(["dso"]))
+
+
+def test_a_question_that_stands_twice_counts_once():
+    """Of one file its copies would stand in different parts."""
+    rows = [{**row, "pair": None, "group": None} for row in in_frames(FOUR)]
+    rows += [dict(row) for row in rows[::3]]
+    parts = parts_of(rows, rows, rows)
+    check_parts(parts, [])
+    prompts = [(row["prompt"], row["occupation"]) for part in vars(parts).values() for row in part]
+    assert sorted(prompts) == sorted({(row["prompt"], row["occupation"]) for row in rows})
+
+
+def test_too_few_to_tell_a_loss_of_accuracy_by():
+    settled = [row for row in PARTS.validation if row["right"] is not None]
+    few = [row for row in PARTS.validation if row["right"] is None] + settled[:2]
+    with pytest.raises(ValueError, match="2 unambiguous questions in the validation part are too few"):
+        check_parts(Parts(PARTS.train, few, PARTS.test), [])
+
+
+def test_a_question_beyond_the_positions_is_refused_before_anything_is_fitted(tmp_path):
+    model = build("gpt2")
+    positions = model.config.max_position_embeddings
+    for part in ("train", "test"):
+        rows = list(getattr(PARTS, part))
+        rows[0] = {**rows[0], "prompt": "The nurse said that " * positions}
+        with pytest.raises(ValueError, match="positions"):
+            compare(lambda: (model, TOKENIZER), replace(PARTS, **{part: rows}), tmp_path, ["caa", "iti"])
+    assert not any(tmp_path.iterdir())

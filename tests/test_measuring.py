@@ -58,6 +58,23 @@ def test_neutral_texts(model):
             neutral_costs(model, tokenizer, texts, (0.5,))
 
 
+def test_a_rewriting_that_no_neutral_text_stands_behind_has_no_cost():
+    """It is made for questions as messages, or the prompt and the text are too long together."""
+    base, tokenizer = leaning(), tiny_tokenizer()
+
+    def of_messages(row):
+        return {**row, "prompt": [{**message, "content": "Be fair."} for message in row["prompt"]]}
+
+    long = "The man said that . " * base.config.max_position_embeddings
+    for rewrite in (of_messages, lambda row: {**row, "prompt": long + row["prompt"]}):
+        assert neutral_costs(base, tokenizer, NEUTRAL, (0.0, 1.0), knob=Prompting(rewrite, "x")) is None
+    text = "The farmer left because it was late . " * 40  # cut at 256 tokens, behind the prompt as alone
+    knob = Prompting(lambda row: {**row, "prompt": "A man . " + row["prompt"]}, "short")
+    base.config.max_position_embeddings = 10_000
+    costs = neutral_costs(base, tokenizer, [text], (0.0, 1.0), knob=knob)
+    assert costs is not None and costs[1.0].tokens == costs[0.0].tokens == 255 and costs[1.0].kl > 0
+
+
 def test_neutral_text_behind_a_prompt():
     base, tokenizer = leaning(), tiny_tokenizer()
     knob = Prompting(lambda row: {**row, "prompt": "The man said that . " + row["prompt"]}, "preamble")

@@ -71,9 +71,9 @@ def fit_caa(
         validation (`Sequence[Mapping]`, *optional*): to choose the layer by; default one occupation in five of
             `questions`, which is then not fitted on.
         variant (`str`, defaults to `"norm"`): `"norm"` reads and adds at the norms of one block, as DSO's pairs with
-            a = 0 and b = v, which reaches one sublayer each. `"residual"` reads the output of one block and adds to
-            it, the original place, which all later blocks read: as a pair where a norm writes it (Gemma 2 and 3), or
-            else as a stock LoRA that is nothing but a bias.
+            a = 0 and b = v, which reaches one sublayer each, and the residual stream where norms write it (Gemma 2
+            and 3). `"residual"` reads the output of one block and adds to it, the original place, which all later
+            blocks read: as a pair where a norm writes it, or else as a stock LoRA that is nothing but a bias.
         contrast (`str`, defaults to `"stereotype"`): see [`~peft_dso.baselines.contrast`].
         layer (`int`, *optional*): index of the block; default the one between 25 % and 75 % of the depth that
             validates best at strength 1 (see [`~peft_dso.baselines.Validation`]). All at once would count the shift

@@ -29,8 +29,11 @@ def check_free(folder: Path, labels: Iterable[str]) -> None:
         labels (`Iterable[str]`): the names of the methods' folders in it.
 
     Raises:
-        ValueError: there is something else than a finished fit (a folder with a `fit.json`) or an empty folder.
+        ValueError: there is something else than a finished fit (a folder with a `fit.json`) or an empty folder, or
+            the folder is a file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a folder for the comparison.")
     for place in (folder / label for label in labels):
         if (place / "fit.json").is_file() or not place.exists():
             continue

@@ -38,8 +38,6 @@ __all__ = ["Comparison", "Fit", "compare"]
 Load = Callable[[], tuple[Any, Any]]
 Say = Callable[[str], Any]
 KL = "of all tokens that decide an answer"  # in the description of each report
-# What the user or the machine can be at fault for; anything else is a mistake of the program and is to be seen.
-MENDABLE = (ValueError, TypeError, KeyError, ImportError, OSError, FloatingPointError, RuntimeError)
 
 
 def compare(
@@ -115,7 +113,7 @@ def compare(
             "occupations": digest([vars(occupation) for occupation in occupations]),
         },
     )
-    work = _Work(load, parts, folder, neutral, occupations, wordings, say, progress)
+    work = _Work(load, parts, folder, neutral, occupations, wordings, say, progress, description or {})
     for number, (method, seed) in enumerate(jobs):
         label = label_of(method, seed)
         say(f"[{number + 1}/{len(jobs)}] {label}: {method.description}")
@@ -124,19 +122,19 @@ def compare(
                 work.prompt(method, found)
             else:
                 work.one(method, label, seed, changes.get(method.name, {}), found)
-        except MENDABLE as error:
+        except Exception as error:  # whatever it is, the others go on
             found.failures[label] = f"{type(error).__name__}: {error}"
             say(f"    failed: {found.failures[label]}")
     for method in METHODS.values():
         if method not in chosen:
             try:
                 work.found_before(method, found)
-            except MENDABLE as error:
+            except Exception as error:
                 say(f"{method.name}: left out, and to be deleted, since it cannot be read: {error}")
     return found
 
 
-def _show_measured(method: Method, folder: Path, anew: bool = False) -> None:
+def _show_measured(method: Method, folder: Path, trained_on: str, anew: bool = False) -> None:
     """
     Put what was measured of DSO's pairs where `peft-dso inspect` and cards look for it, and into DSO's own card. What
     lies there stays unless it was measured anew.
@@ -146,7 +144,7 @@ def _show_measured(method: Method, folder: Path, anew: bool = False) -> None:
         return
     shutil.copyfile(folder / "report.json", folder / REPORT)
     if method.fit is fit_dso:
-        save_card(folder)
+        save_card(folder, trained_on=trained_on)
 
 
 @dataclass
@@ -161,6 +159,14 @@ class _Work:
     wordings: Sequence[str]
     say: Say
     progress: bool
+    named: Mapping[str, Any]  # the model and the questions, as the caller names them
+
+    @property
+    def trained_on(self) -> str:
+        """For the card of an adapter."""
+        return f"{len(self.parts.train)} questions" + (
+            f" ({self.named['questions']})." if "questions" in self.named else "."
+        )
 
     def one(self, method: Method, label: str, seed: int, changes: Mapping[str, Any], found: Comparison) -> None:
         """Fit and measure, as far as it is not done."""
@@ -184,7 +190,7 @@ class _Work:
             report = self._measured(model, processor, method.strengths)
             report.description.update({} if vectors is None else {VECTORS: vectors})
             save_report(report, path)
-        _show_measured(method, folder, anew)
+        _show_measured(method, folder, self.trained_on, anew)
         found.reports.setdefault(method.name, []).append(report)
         found.fits.setdefault(method.name, []).append(fit)
 
@@ -204,7 +210,7 @@ class _Work:
                 noted = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
                 reports.append(self._read(folder / "report.json"))
                 fits.append(Fit(**noted["fit"]))
-                _show_measured(method, folder)
+                _show_measured(method, folder, self.trained_on)
                 self.say(f"{folder.name}: from an earlier comparison")
         if reports:
             found.reports[method.name], found.fits[method.name] = reports, fits
@@ -264,7 +270,7 @@ class _Work:
     def _measured(self, model: Any, processor: Any, strengths: Sequence[float], knob: Any = None) -> Report:
         sets = {"test": self.parts.test, "validation": self.parts.validation}
         report = sweep(model, processor, sets, strengths, knob=knob, neutral=self.neutral, progress=self.progress)
-        report.description["kl"] = KL
+        report.description.update({key: self.named[key] for key in ("model", "questions") if key in self.named}, kl=KL)
         return report
 
     def _read(self, path: Path) -> Report:

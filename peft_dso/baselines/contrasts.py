@@ -142,7 +142,8 @@ def balanced(
 
     Args:
         questions (`Sequence[Mapping]`): questions.
-        count (`int`, *optional*): how many to draw at the most; default as many as can be balanced.
+        count (`int`, *optional*): about how many to draw; default as many as can be balanced. The least is one per
+            occupation and place of the pro answer, or their common multiple.
         occupations (`Sequence[Occupation]`): who knows the majority where the answers do not say a gender.
         seed (`int`, defaults to 0): of the draw.
 
@@ -151,8 +152,11 @@ def balanced(
         per place of the pro answer within an occupation that has several; questions of one pair together.
 
     Raises:
-        ValueError: the questions cannot be balanced: all occupations are of one majority, or there are too few.
+        ValueError: the questions cannot be balanced: all occupations are of one majority, or there are too few; or
+            `count` is below 1.
     """
+    if count is not None and (isinstance(count, bool) or count < 1):
+        raise ValueError(f"{count} pairs of texts: give 1 or more, or None for all that can be balanced.")
     rows = fit_rows(questions)
     majorities = majorities_of(occupations)
     rng = random.Random(seed)

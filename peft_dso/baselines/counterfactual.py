@@ -156,6 +156,13 @@ def fit_counterfactual(
         raise ValueError(f"{adapter=}, {target=}: choose one of {', '.join(ADAPTERS)} and of {', '.join(TARGETS)}.")
     if batch_size < 1 or questions_per_occupation < 1 or batch_size % questions_per_occupation:
         raise ValueError(f"{batch_size=} is no multiple of {questions_per_occupation=}.")
+    least = {"max_steps": (max_steps, 1), "retain_coef": (retain_coef, 0), "retain_batch_size": (retain_batch_size, 0)}
+    for name, (value, lowest) in least.items():
+        if value is not None and not lowest <= value < math.inf:
+            raise ValueError(f"{name}={value!r}: a finite number of at least {lowest}.")
+    for name, positive in (("epochs", epochs), ("learning_rate", learning_rate)):
+        if positive is not None and not 0 < positive < math.inf:
+            raise ValueError(f"{name}={positive!r}: a finite number above 0.")
     check_bare(model)
     check_questions(questions)
     rows = [row for row in questions if row.get("right") is None]

@@ -58,6 +58,7 @@ def fit_dso(
     with tempfile.TemporaryDirectory() as folder:
         quiet: dict[str, Any] = {
             "save_strategy": "no", "report_to": [], "logging_steps": 5, "disable_tqdm": True, "seed": seed,
+            "use_cpu": next(model.parameters()).device.type == "cpu",  # where the other methods would be fitted
         }  # fmt: skip
         trainer = DSOTrainer(
             model=model,

@@ -13,6 +13,7 @@ DSO's pairs act.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
@@ -66,6 +67,8 @@ def fit_iti(
         ValueError: the model has no output projection behind its heads, the number of heads is out of range, or the
             questions cannot show the contrast.
     """
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha={alpha!r}: a finite number of standard deviations.")
     check_bare(model)
     texts = contrast_of(processor, questions, contrast, pairs=pairs, occupations=occupations, seed=seed)
     held = probe_split(texts.occupations, texts.types, seed)
@@ -73,7 +76,7 @@ def fit_iti(
     count = head_count(model, modules)
     total = len(modules) * count
     chosen = max(1, round(48 / 1024 * total)) if heads is None else heads
-    if isinstance(chosen, bool) or not 1 <= chosen <= total:
+    if isinstance(chosen, bool) or not isinstance(chosen, int) or not 1 <= chosen <= total:
         raise ValueError(f"heads={heads!r}: the model has {total} heads in all.")
     progress(f"reading {2 * len(texts.positive)} texts at {total} heads")
     positive = read_activations(model, modules, texts.positive, side="input")

@@ -154,7 +154,7 @@ def fit_lineas(
     """
     if at not in ("mean", "last") or optimizer not in ("adam", "sgd"):
         raise ValueError(f"{at=}, {optimizer=}: choose 'mean' or 'last', and 'adam' or 'sgd'.")
-    if steps < 1 or batch_size < 4 or l1 < 0 or group < 0:
+    if steps < 1 or batch_size < 4 or not 0 <= l1 < math.inf or not 0 <= group < math.inf:
         raise ValueError(f"{steps=}, {batch_size=}, {l1=}, {group=}: at least one step of four texts, weights of 0.")
     check_bare(model)
     texts = contrast_of(processor, questions, contrast, pairs=pairs, occupations=occupations, seed=seed)

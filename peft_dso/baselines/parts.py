@@ -15,7 +15,7 @@ from typing import Any, Optional
 from ..evaluation.warnings import LEAST_MASS
 from ..questions import OCCUPATIONS, Occupation, check_questions, hold_out, subset, trainable_groups
 from ..questions.splits import hold_occupations, missing, occupations_named, unit_column
-from ..scoring import check_reads_pictures, row_images
+from ..scoring import check_readable, check_reads_pictures, encode_row, row_images
 from .activations import encode_text
 from .contrasts import balanced, fit_rows, majorities_of, pro_gender
 from .iti import head_count, probe_split
@@ -27,6 +27,7 @@ from .validation import validate
 Rows = list[dict[str, Any]]
 PAIRS_OF_PARTS = (("train", "validation"), ("train", "test"), ("validation", "test"))
 LEAST_PAIRS = 8  # a contrast of fewer is two or three questions of a kind
+LEAST_SETTLED = 4  # unambiguous questions to choose by: of fewer, one is worth a third of the accuracy
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def parts_of(
 ) -> Parts:
     """
     Put the parts together. Questions that stand in `train` and in `test`, as those of a file do, which is the same in
-    every split, are divided here.
+    every split, are divided here. A question that stands in a part twice counts once.
 
     Args:
         train (`Sequence[Mapping]`): to fit on.
@@ -93,7 +94,9 @@ def parts_of(
         ValueError: there are too few questions to divide, or whole occupations were to be held out and parts share
             some.
     """
-    keyed = [[(question_key(row), dict(row)) for row in rows] for rows in (train, validation, test)]
+    each = [{question_key(row): dict(row) for row in reversed(rows)} for rows in (train, validation, test)]
+    keyed = [list(reversed(rows.items())) for rows in each]  # the first of those that are alike
+    train, validation, test = ([row for _, row in rows] for rows in keyed)
     common = {key for key, _ in keyed[0]} & {key for key, _ in keyed[2]}
     if common:
         own = [[row for key, row in rows if key not in common] for rows in keyed]
@@ -221,6 +224,12 @@ def check_parts(parts: Parts, methods: Sequence[Method], occupations: Sequence[O
         except ValueError as error:
             raise ValueError(f"The {name} part of the questions is of no use for a comparison: {error}") from None
     _check_apart(parts)
+    settled = sum(row.get("right") is not None for row in parts.validation)
+    if 0 < settled < LEAST_SETTLED:
+        raise ValueError(
+            f"{settled} unambiguous questions in the validation part are too few to tell a loss of accuracy by: give "
+            f"{LEAST_SETTLED} or more, of a file ten times as many in all; or none."
+        )
     if contrasted:
         with _or_leave_out([m.name for m in METHODS.values() if m.contrasts]):
             pairs = balanced(parts.train, occupations=occupations)
@@ -268,12 +277,14 @@ def check_model(model: Any, processor: Any, parts: Parts, methods: Sequence[Meth
         methods (`Sequence[Method]`): what is to be fitted.
 
     Raises:
-        ValueError: the model has an adapter or is of no known kind, a method finds no place in it, or it gives none
-            of the named answers.
+        ValueError: the model has an adapter or is of no known kind, a method finds no place in it, it gives none of
+            the named answers, or a question is longer than its positions.
     """
     check_bare(model)
     if any(row_images(row) for rows in (parts.train, parts.validation, parts.test) for row in rows):
         check_reads_pictures(model)
+    for rows in (parts.train, parts.validation, parts.test):
+        check_readable(model, [encode_row(processor, row) for row in rows])
     text = encode_text(processor, parts.train[0])
     names = {method.name for method in methods}
     if "iti" in names:

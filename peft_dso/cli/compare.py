@@ -40,6 +40,8 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    import torch
+
     from ..baselines.claims import claimed
     from ..baselines.comparison import compare
     from ..baselines.methods import chosen_methods
@@ -48,11 +50,15 @@ def run(options: argparse.Namespace) -> int:
     from ..baselines.parts import digest, parts_of
     from ..models import load_base
     from ..questions import OCCUPATIONS, load_occupations, neutral_texts
+    from ..training import DSOTrainerConfig
+    from .train import check_device
 
     for option in ("measure_on", "neutral_texts"):
         if getattr(options, option) < 0:
             raise ValueError(f"--{option.replace('_', '-')} {getattr(options, option)}: give 0 or more.")
     methods = [m.name for m in chosen_methods(None if options.methods is None else options.methods.split(","))]
+    if "dso" in methods and options.device not in (None, "cpu") and torch.accelerator.is_available():
+        check_device(options.device, DSOTrainerConfig("unused", report_to=[]).device)
     measured = options.measure_on or None
     divided = partial(
         parts_of,
@@ -81,9 +87,10 @@ def run(options: argparse.Namespace) -> int:
         say=say,
         progress=True,
     )
+    if found.reports:
+        say(f"\n{format_comparison(found)}\n")
+        for line in warning_lines(found):
+            say(line)
     written = save_comparison(found, options.out)
-    say(f"\n{format_comparison(found)}\n")
-    for line in warning_lines(found):
-        say(line)
     say("Wrote " + ", ".join(str(path) for path in written))
     return 1 if found.failures else 0

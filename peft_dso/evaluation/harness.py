@@ -43,6 +43,8 @@ def evaluate_tasks(
             leaves a task whose file says 0 at that; a warning says so.
         apply_chat_template (`bool`, defaults to `False`): ask as a chat.
 
+    The harness gives examples without their pictures: `num_fewshot` above 0 is for tasks of text.
+
     Returns:
         `dict[float, dict[str, Measure]]`: by strength and `"task/metric"`, with the harness's own standard error.
 
@@ -58,7 +60,7 @@ def evaluate_tasks(
     knob = knob_of(model) if knob is None else knob
     strengths = checked_strengths(knob, strengths)
     instruction: Optional[str] = getattr(knob, "system_instruction", None)
-    if hasattr(knob, "rewrite") and instruction is None and any(strengths):
+    if getattr(knob, "rewrite", None) is not None and instruction is None and any(strengths):
         raise ValueError(
             f"{knob.name} rewrites questions; give it a system_instruction, which the tasks are asked with."
         )

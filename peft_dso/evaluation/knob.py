@@ -276,7 +276,8 @@ def knob_of(model: nn.Module) -> Knob:
         if found := [key for key, does in _REWRITING.items() if does(getattr(config, key, None))]:
             raise ValueError(
                 f"The adapter {name!r} has {found[0]}={getattr(config, found[0])!r}, which changes the base's own "
-                "weights: without it the model is not the base. Pass knob=BareModel() to measure it as it is."
+                "weights: without it the model is not the base, and has no strength 0. To measure it as it is pass "
+                "knob=BareModel(), or on the command line give the merged model as --model."
             )
     kind, why = _kind(configs), _why_on_or_off(others, configs)
     return AdapterScaling(model, name=kind) if why is None else AdapterSwitch(model, why, name=kind)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -18,16 +19,27 @@ from .knob import Knob, knob_of
 LONGEST = 256  # tokens of a text that are read: short texts are meant
 
 
-def _behind(knob: Knob, tokenizer: Any, text: str, ids: tuple[int, ...]) -> Optional[tuple[int, ...]]:
-    """The tokens of a text as the knob asks it, which must end with the text's; `None` where they do not."""
+def _behind(
+    knob: Knob, tokenizer: Any, text: str, ids: tuple[int, ...], positions: float
+) -> Optional[tuple[int, ...]]:
+    """
+    The tokens of a text as the knob asks it, which must end with the text's; `None` where they do not, or are more
+    than the model has positions.
+    """
     rewrite = getattr(knob, "rewrite", None)
     if rewrite is None:
         return ids
-    row: Mapping[str, Any] = rewrite({"prompt": text, "occupation": "", "answers": (), "meanings": ()})
-    if not isinstance(row["prompt"], str):
+    row: dict[str, Any] = {"prompt": text, "occupation": "", "answers": [], "meanings": [], "right": None}
+    try:
+        prompt = rewrite(row)["prompt"]
+    except (TypeError, ValueError, LookupError, AttributeError):  # it is made for questions alone
         return None
-    rewritten = tuple(tokenizer(row["prompt"])["input_ids"])
-    return rewritten if rewritten[1 - len(ids) :] == ids[1:] else None
+    if not isinstance(prompt, str):
+        return None
+    rewritten = tuple(tokenizer(prompt)["input_ids"])
+    cut = len(tokenizer(text)["input_ids"]) - len(ids)
+    rewritten = rewritten[: len(rewritten) - cut]
+    return rewritten if rewritten[1 - len(ids) :] == ids[1:] and len(rewritten) <= positions else None
 
 
 def _log_probs(model: nn.Module, batch: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> list[torch.Tensor]:
@@ -85,8 +97,8 @@ def neutral_costs(
     knob = knob_of(model) if knob is None else knob
     tokenizer = getattr(processor, "tokenizer", processor)
     config: Any = getattr(model, "config", None)
-    positions = getattr(config, "max_position_embeddings", None) or LONGEST
-    read = [(text, first_tokens(tokenizer, text, min(LONGEST, positions))) for text in texts]
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    read = [(text, first_tokens(tokenizer, text, int(min(LONGEST, positions)))) for text in texts]
     counted = [(text, ids) for text, ids in read if len(ids) > 1]
     progress(len(texts) - len(counted))
     if not counted:
@@ -94,7 +106,7 @@ def neutral_costs(
             f"None of the {len(texts)} neutral texts has two tokens, such as {texts[0]!r}: give longer ones."
         )
     texts, alone = zip(*counted, strict=True)
-    asked = [_behind(knob, tokenizer, text, ids) for text, ids in zip(texts, alone, strict=True)]
+    asked = [_behind(knob, tokenizer, text, ids, positions) for text, ids in zip(texts, alone, strict=True)]
     behind = [ids for ids in asked if ids is not None]
     if len(behind) < len(texts) and any(strengths):
         return None
