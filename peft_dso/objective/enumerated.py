@@ -84,15 +84,20 @@ class EnumeratedReward:
         counted.observe(said, offered.tolist())
         return by_group
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]], log_p: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, rows: Sequence[Mapping[str, Any]], log_p: torch.Tensor, base: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
         """
         The expected reward of each question; what the model says is counted first. Questions whose answers all mean
-        one group count nothing and earn 0.
+        one group count nothing and earn 0. Of a pair with places (see [`over_pairs`]) each question's own answers are
+        fair as the base's would be without their lean: what it prefers for a place alone stays, and no preference that
+        it did not have makes them fair.
 
         Args:
             rows (`Sequence[Mapping]`): ambiguous questions.
             log_p (`torch.Tensor`): log-probabilities of their answers, shape `(questions, answers)`, -inf where a
                 question has fewer.
+            base (`torch.Tensor`, *optional*): those of the base; without them the mean of a pair is to be fair.
 
         Returns:
             `torch.Tensor`: shape `(questions,)`, differentiable in `log_p`.
@@ -109,13 +114,32 @@ class EnumeratedReward:
             reward = group_rewards(shares, self.smoothing, fair)
             if self.question_share:
                 own = own / own.sum(-1, keepdim=True).clamp(min=torch.finfo(own.dtype).tiny)
-                own = over_pairs(rows, own)
-                own = group_rewards(own, self.smoothing, offered / offered.sum(-1, keepdim=True))
+                even = offered / offered.sum(-1, keepdim=True)
+                if base is None:
+                    own = over_pairs(rows, own)
+                else:
+                    even = self._keeping_places(rows, base, group, temperature, even)
+                own = group_rewards(own, self.smoothing, even)
                 reward = torch.lerp(reward, own, self.question_share)
             expected = expected + (p * reward.gather(1, group)).sum(-1) / len(self.temperatures)
         if self.abstain_reward is not None:
             expected = expected + self.abstain_reward * (1 - log_p.exp().sum(-1))
         return expected * (offered.sum(-1) > 1)
+
+    def _keeping_places(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        base: torch.Tensor,
+        group: torch.Tensor,
+        temperature: float,
+        even: torch.Tensor,
+    ) -> torch.Tensor:
+        """`even`, but of pairs with places the shares of the fair distribution nearest to the base, `(rows, k)`."""
+        _, own = nearest_fair(group_log_masses(base, group, len(self.groups)))
+        tilted = base + over_pairs(rows, own).gather(1, group)
+        shares = torch.zeros_like(even, dtype=base.dtype).scatter_add(1, group, (tilted / temperature).softmax(-1))
+        placed = [row.get("pair") is not None and row.get("first") is not None for row in rows]
+        return torch.where(torch.tensor(placed, device=base.device).unsqueeze(-1), shares, even)
 
     def tilt(
         self, rows: Sequence[Mapping[str, Any]], log_p: torch.Tensor, base: torch.Tensor

@@ -48,8 +48,8 @@ class DSOTrainerConfig(RLOOConfig):
         question_share (`float`):
             Share of the reward, in [0, 1], that is taken from the imbalance of each question's own answers in place of
             its occupation's. 0 is the paper: leans of different questions may cancel. Above 0 no single question is
-            to lean; where the answers have a place (`first`), no pair of questions, in which either stands first: a
-            preference for a place is no stereotype. Only for `rollouts="enumerate"`.
+            to lean; where the answers have a place (`first`), by no more than the base prefers the place, which is no
+            stereotype. Only for `rollouts="enumerate"`.
         warm_start (`bool`, defaults to `False`):
             Count what the model says to all training questions before the first step, so that the first majorities do
             not hang on one batch. Needs `reward_memory` above 0, or the memory of a `FairnessReward` of your own.
@@ -101,9 +101,10 @@ class DSOTrainerConfig(RLOOConfig):
             Training ends before `max_steps` where the per-occupation bias of the last ten steps, at the temperature at
             which it is largest, was below this on average. 0 never ends it early.
         max_reward_weight (`float`, defaults to 10):
-            Weight of the reward, at the most. It begins at 1 and rises at `kl_rate` while that bias is above
-            `stop_bias` and neither cap, on questions and on neutral text, binds, so that what they allow is used;
-            where one does it falls back. 1 keeps it at 1 (the paper), as does a training without both caps.
+            Weight of the reward and of the retained rows, at the most. It begins at 1 and rises at `kl_rate` while
+            that bias is above `stop_bias` and neither cap, on questions and on neutral text, binds, so that what they
+            allow is used; where one does it falls back. 1 keeps it at 1 (the paper), as does a training without both
+            caps.
         training_strength (`str`, defaults to `"one"`):
             The strength in training: `"one"` (the paper) or `"uniform"`, drawn anew from [0, 1], which debiases more
             at half strength and costs accuracy (benchmarks/README.md).

@@ -92,7 +92,7 @@ class ObjectiveTrainer(PublishingTrainer):
         self, model: nn.Module, rows: list[dict[str, Any]], retained: list[dict[str, Any]], mode: str
     ) -> torch.Tensor:
         """
-        -reward_weight E[r] + beta KL + retain_coef KL_retained + neutral_weight KL_neutral, the expectation over the
+        reward_weight (-E[r] + retain_coef KL_retained) + beta KL + neutral_weight KL_neutral, the expectation over the
         named answers exact. With `kl_target="fair"` the KL of ambiguous questions is that to the fair distribution
         nearest to the base, up to a constant (see [`~peft_dso.objective.nearest_fair`]).
         """
@@ -111,7 +111,8 @@ class ObjectiveTrainer(PublishingTrainer):
             self.enumerated.observe([], scores.answers[:0])
         if retained:
             kl = self._kl(scores[n:m], base[n:m], "retain_kl")
-            loss = loss + self.args.retain_coef * kl.mean()
+            # They have no cap, and weigh as much as what is rewarded.
+            loss = loss + self.args.retain_coef * self.reward_weight * kl.mean()
         if settled:
             right = torch.tensor([row["right"] for row in settled], device=scores.answers.device)
             self._note("accuracy", (scores.answers[n : n + len(settled)].argmax(-1) == right).float())
@@ -128,9 +129,10 @@ class ObjectiveTrainer(PublishingTrainer):
     ) -> torch.Tensor:
         """-reward_weight E[r] + beta KL of ambiguous questions; `counts` weights the occupations."""
         log_p = scores.answers[:, : max(len(row["answers"]) for row in rows)]
-        expected = self.enumerated(rows, log_p)
+        of_base = base.answers[:, : log_p.shape[1]].to(log_p.device)
+        expected = self.enumerated(rows, log_p, of_base)
         kl = self._kl(scores, base, "kl")
-        tilt, least = self.enumerated.tilt(rows, log_p, base.answers[:, : log_p.shape[1]].to(log_p.device))
+        tilt, least = self.enumerated.tilt(rows, log_p, of_base)
         if self.args.kl_target == "fair":
             kl = kl - tilt
         weight = torch.tensor([counts[row["occupation"]] for row in rows], device=log_p.device)
