@@ -92,7 +92,7 @@ class ObjectiveTrainer(PublishingTrainer):
         self, model: nn.Module, rows: list[dict[str, Any]], retained: list[dict[str, Any]], mode: str
     ) -> torch.Tensor:
         """
-        reward_weight (-E[r] + retain_coef KL_retained) + beta KL + neutral_weight KL_neutral, the expectation over the
+        -reward_weight E[r] + beta KL + retain_coef KL_retained + neutral_weight KL_neutral, the expectation over the
         named answers exact. With `kl_target="fair"` the KL of ambiguous questions is that to the fair distribution
         nearest to the base, up to a constant (see [`~peft_dso.objective.nearest_fair`]).
         """
@@ -111,8 +111,7 @@ class ObjectiveTrainer(PublishingTrainer):
             self.enumerated.observe([], scores.answers[:0])
         if retained:
             kl = self._kl(scores[n:m], base[n:m], "retain_kl")
-            # They have no cap, and weigh as much as what is rewarded.
-            loss = loss + self.args.retain_coef * self.reward_weight * kl.mean()
+            loss = loss + self.args.retain_coef * kl.mean()
         if settled:
             right = torch.tensor([row["right"] for row in settled], device=scores.answers.device)
             self._note("accuracy", (scores.answers[n : n + len(settled)].argmax(-1) == right).float())
