@@ -320,8 +320,7 @@ def test_a_pair_that_is_fair_is_left_as_it_is():
     assert EnumeratedReward(("a", "b", "c"), smoothing=2.0, question_share=1.0)(three, even).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_a_place_makes_fair_no_more_than_the_base_prefers_it(temperature):
+def test_a_place_makes_fair_no_more_than_the_base_prefers_it():
     """
     Log-odds of pro against anti of 2 where pro stands first and of 1 where anti does: a lean of 1.5, and 0.5 for the
     first place, which alone is left of a fair model. Saying always the first is not fair.
@@ -331,15 +330,17 @@ def test_a_place_makes_fair_no_more_than_the_base_prefers_it(temperature):
         return torch.tensor([odds]).T.mul(torch.tensor([[0.5, -0.5]])).log_softmax(-1)
 
     def share(odds):
-        return 1 / (1 + math.exp(-odds / temperature))
+        return 1 / (1 + math.exp(-odds))
 
     rows = [{"occupation": "nurse", "meanings": ["pro", "anti"], "pair": "one", "first": first} for first in (0, 1)]
     rows.append({**rows[0], "pair": None})
     base = log_p([2.0, 1.0, 2.0])
-    reward = EnumeratedReward(("pro", "anti"), [temperature], smoothing=2.0, question_share=1.0)
+    reward = EnumeratedReward(("pro", "anti"), smoothing=2.0, question_share=1.0)
     fair = log_p([0.5, -0.5, 0.0])
     assert reward(rows, fair, base).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
     said = (4.0, -4.0, 4.0)
     earned = reward(rows, log_p(list(said)), base)
     wanted = [(share(f) - share(o)) * (2 * share(o) - 1) for o, f in zip(said, (0.5, -0.5, 0.0), strict=True)]
     assert earned.tolist() == pytest.approx(wanted, rel=1e-4) and max(wanted) < -0.1
+    colder = EnumeratedReward(("pro", "anti"), [0.5], smoothing=2.0, question_share=1.0)  # the mean of the pair
+    assert colder(rows, log_p(list(said)), base).tolist()[:2] == pytest.approx([0, 0], abs=1e-6)

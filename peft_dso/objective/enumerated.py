@@ -90,14 +90,16 @@ class EnumeratedReward:
         """
         The expected reward of each question; what the model says is counted first. Questions whose answers all mean
         one group count nothing and earn 0. Of a pair with places (see [`over_pairs`]) each question's own answers are
-        fair as the base's would be without their lean: what it prefers for a place alone stays, and no preference that
-        it did not have makes them fair.
+        fair, at temperature 1, as the base's would be without their lean: what it prefers for a place alone stays, and
+        no preference that it did not have makes them fair. At lower temperatures, where a small preference decides
+        nearly all, their mean is to be fair.
 
         Args:
             rows (`Sequence[Mapping]`): ambiguous questions.
             log_p (`torch.Tensor`): log-probabilities of their answers, shape `(questions, answers)`, -inf where a
                 question has fewer.
-            base (`torch.Tensor`, *optional*): those of the base; without them the mean of a pair is to be fair.
+            base (`torch.Tensor`, *optional*): those of the base; without them the mean of a pair is to be fair at
+                temperature 1 too.
 
         Returns:
             `torch.Tensor`: shape `(questions,)`, differentiable in `log_p`.
@@ -115,10 +117,10 @@ class EnumeratedReward:
             if self.question_share:
                 own = own / own.sum(-1, keepdim=True).clamp(min=torch.finfo(own.dtype).tiny)
                 even = offered / offered.sum(-1, keepdim=True)
-                if base is None:
+                if base is None or temperature < 1:
                     own = over_pairs(rows, own)
                 else:
-                    even = self._keeping_places(rows, base, group, temperature, even)
+                    even = self._keeping_places(rows, base, group, even)
                 own = group_rewards(own, self.smoothing, even)
                 reward = torch.lerp(reward, own, self.question_share)
             expected = expected + (p * reward.gather(1, group)).sum(-1) / len(self.temperatures)
@@ -131,13 +133,12 @@ class EnumeratedReward:
         rows: Sequence[Mapping[str, Any]],
         base: torch.Tensor,
         group: torch.Tensor,
-        temperature: float,
         even: torch.Tensor,
     ) -> torch.Tensor:
         """`even`, but of pairs with places the shares of the fair distribution nearest to the base, `(rows, k)`."""
         _, own = nearest_fair(group_log_masses(base, group, len(self.groups)))
         tilted = base + over_pairs(rows, own).gather(1, group)
-        shares = torch.zeros_like(even, dtype=base.dtype).scatter_add(1, group, (tilted / temperature).softmax(-1))
+        shares = torch.zeros_like(even, dtype=base.dtype).scatter_add(1, group, tilted.softmax(-1))
         placed = [row.get("pair") is not None and row.get("first") is not None for row in rows]
         return torch.where(torch.tensor(placed, device=base.device).unsqueeze(-1), shares, even)
 
