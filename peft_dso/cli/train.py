@@ -245,5 +245,5 @@ def save_held_out(test: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -
     rows = [row for rows in test.values() for row in rows]
     if any(row_images(row) for row in rows):
         return "Q"
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), encoding="utf-8")
     return str(path)
