@@ -192,13 +192,6 @@ def test_a_question_that_stands_twice_counts_once():
     assert sorted(prompts) == sorted({(row["prompt"], row["occupation"]) for row in rows})
 
 
-def test_too_few_to_tell_a_loss_of_accuracy_by():
-    settled = [row for row in PARTS.validation if row["right"] is not None]
-    few = [row for row in PARTS.validation if row["right"] is None] + settled[:2]
-    with pytest.raises(ValueError, match="2 unambiguous questions in the validation part are too few"):
-        check_parts(Parts(PARTS.train, few, PARTS.test), [])
-
-
 def test_a_question_beyond_the_positions_is_refused_before_anything_is_fitted(tmp_path):
     model = build("gpt2")
     positions = model.config.max_position_embeddings

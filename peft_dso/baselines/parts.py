@@ -27,7 +27,6 @@ from .validation import validate
 Rows = list[dict[str, Any]]
 PAIRS_OF_PARTS = (("train", "validation"), ("train", "test"), ("validation", "test"))
 LEAST_PAIRS = 8  # a contrast of fewer is two or three questions of a kind
-LEAST_SETTLED = 4  # unambiguous questions to choose by: of fewer, one is worth a third of the accuracy
 
 
 @dataclass(frozen=True)
@@ -224,12 +223,6 @@ def check_parts(parts: Parts, methods: Sequence[Method], occupations: Sequence[O
         except ValueError as error:
             raise ValueError(f"The {name} part of the questions is of no use for a comparison: {error}") from None
     _check_apart(parts)
-    settled = sum(row.get("right") is not None for row in parts.validation)
-    if 0 < settled < LEAST_SETTLED:
-        raise ValueError(
-            f"{settled} unambiguous questions in the validation part are too few to tell a loss of accuracy by: give "
-            f"{LEAST_SETTLED} or more, of a file ten times as many in all; or none."
-        )
     if contrasted:
         with _or_leave_out([m.name for m in METHODS.values() if m.contrasts]):
             pairs = balanced(parts.train, occupations=occupations)
