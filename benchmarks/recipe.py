@@ -109,20 +109,21 @@ def main() -> None:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     file = out / "rows.jsonl"
-    done = [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
+    rows = [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
+    done = {(row["model"], row["task"], row.get("questions")): row for row in rows}
     asked = [(name, task, options.questions) for name in options.models for task in options.tasks.split(",")]
-    for name, task, most in asked:
-        if not any((row["model"], row["task"], row.get("questions")) == (name, task, most) for row in done):
-            done.append({**measure(name, task, out, most), "questions": most})
-            with open(file, "a") as rows:
-                rows.write(json.dumps(done[-1]) + "\n")
+    for key in asked:
+        if key not in done:
+            name, task, most = key
+            done[key] = {**measure(name, task, out, most), "questions": most}
+            with open(file, "a") as added:
+                added.write(json.dumps(done[key]) + "\n")
             gc.collect()
     titles = "model,task,bias,first choices,held-out occupations,KL (x least),accuracy,abstention,neutral KL,zeros,"
     titles = (titles + "monotone,training").split(",")
     print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
-    for row in done:
-        if (row["model"], row["task"], row.get("questions")) in asked:
-            print(line(row))
+    for key in asked:
+        print(line(done[key]))
 
 
 if __name__ == "__main__":

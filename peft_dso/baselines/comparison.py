@@ -134,13 +134,10 @@ def compare(
     return found
 
 
-def _show_measured(method: Method, folder: Path, trained_on: str, anew: bool = False) -> None:
-    """
-    Put what was measured of DSO's pairs where `peft-dso inspect` and cards look for it, and into DSO's own card. What
-    lies there stays unless it was measured anew.
-    """
+def _show_measured(method: Method, folder: Path, trained_on: str) -> None:
+    """Put what was measured of DSO's pairs where `peft-dso inspect` and cards look for it, and into DSO's own card."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    if config["peft_type"] != "DSO" or ((folder / REPORT).is_file() and not anew):
+    if config["peft_type"] != "DSO" or (folder / REPORT).is_file():
         return
     shutil.copyfile(folder / "report.json", folder / REPORT)
     if method.fit is fit_dso:
@@ -178,7 +175,6 @@ class _Work:
         if report is not None and {r.strength for r in report.sets["test"]} != set(method.strengths):
             self.say("    measured at other strengths before")
             report = None
-        anew = report is None
         if report is not None:
             self.say("    measured already")
         else:
@@ -190,7 +186,8 @@ class _Work:
             report = self._measured(model, processor, method.strengths)
             report.description.update({} if vectors is None else {VECTORS: vectors})
             save_report(report, path)
-        _show_measured(method, folder, self.trained_on, anew)
+            (folder / REPORT).unlink(missing_ok=True)  # of what was measured before
+        _show_measured(method, folder, self.trained_on)
         found.reports.setdefault(method.name, []).append(report)
         found.fits.setdefault(method.name, []).append(fit)
 

@@ -32,16 +32,14 @@ def train_and_test(options: argparse.Namespace) -> tuple[list[dict[str, Any]], d
         train, test = train + parts[0], test + parts[1]
     if options.test:
         test = chosen_questions(options, "test", options.test)
-        if options.held_out_occupations:
-            train, _ = hold_occupations(train, {row["occupation"] for row in test})
-            if not train:
-                raise ValueError(
-                    "--held-out-occupations: the --test set asks about every occupation of --questions, and nothing "
-                    "is left to train on. Leave the option out, or test on fewer occupations."
-                )
-    elif builders and files and options.held_out_occupations:
-        # A file's draw knows nothing of the builder's occupations.
+    if options.held_out_occupations and (options.test or (builders and files)):
+        # Neither a --test set nor a file's draw knows of the occupations that are held out elsewhere.
         train, _ = hold_occupations(train, {row["occupation"] for row in test})
+        if options.test and not train:
+            raise ValueError(
+                "--held-out-occupations: the --test set asks about every occupation of --questions, and nothing "
+                "is left to train on. Leave the option out, or test on fewer occupations."
+            )
     name = "held-out occupations" if options.held_out_occupations else "held-out questions"
     return train, {"the test set" if options.test else name: subset(test, MEASURED, each_kind=True)}
 
