@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from peft_dso.objective import kl_divergence, soft_threshold_, sparsity, updated_multiplier
+from peft_dso.objective import given_or_not, kl_divergence, lost_kl, soft_threshold_, sparsity, updated_multiplier
 
 
 def test_soft_threshold():
@@ -51,6 +51,27 @@ def test_a_token_that_is_never_said_costs_nothing():
     gradient = p * ((p / q).log() - kl.detach())
     torch.testing.assert_close(logits.grad, torch.stack([gradient[0], torch.tensor(0.0), gradient[1]]))
     assert kl_divergence(torch.zeros(1), torch.tensor([-torch.inf])) == torch.inf
+
+
+def test_what_is_lost_costs_and_what_is_gained_does_not():
+    base = torch.tensor([[0.6, 0.4, 0.0], [0.6, 0.4, 0.0], [0.2, 0.3, 0.5]])
+    p = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.1, 0.4, 0.5]], requires_grad=True)
+    lost = lost_kl(p.log(), base.log(), torch.tensor([0, 1, 0]))
+    first = 0.5 * math.log(0.5 / 0.6) + 0.5 * math.log(0.5 / 0.4)
+    third = 0.1 * math.log(0.1 / 0.2) + 0.4 * math.log(0.4 / 0.3)
+    torch.testing.assert_close(lost.detach(), torch.tensor([first, 0.0, third]))
+    logits = base.log().clamp(min=-30).requires_grad_()
+    lost_kl(logits.log_softmax(-1), base.log().clamp(min=-30), torch.tensor([0, 1, 2])).sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_answers_are_given_or_not():
+    log_p = torch.tensor([[0.2, 0.3], [0.25, 0.0], [0.7, 0.3000001]]).log().requires_grad_()
+    found = given_or_not(log_p)
+    torch.testing.assert_close(found[:2].exp(), torch.tensor([[0.5, 0.5], [0.25, 0.75]]))
+    assert found[2, 1] < -15 and found.isfinite().all()
+    found.sum().backward()
+    assert log_p.grad[[0, 0, 1, 2, 2], [0, 1, 0, 0, 1]].isfinite().all()
 
 
 def test_the_multiplier_rises_above_the_cap_and_falls_below():

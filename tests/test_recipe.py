@@ -34,6 +34,7 @@ def test_batches_that_enumeration_can_do_are_taken(tmp_path, batch, each):
         ({"max_kl_ratio": 0.0}, "max_kl_ratio=0.0"),
         ({"max_neutral_kl": -1.0}, "max_neutral_kl=-1.0"),
         ({"neutral_coef": -1.0}, "neutral_coef=-1.0"),
+        ({"keep_coef": -1.0}, "keep_coef=-1.0"),
         ({"stop_bias": -0.1}, "stop_bias=-0.1"),
         ({"l1_coef": float("inf")}, "l1_coef=inf"),
         ({"beta": float("inf")}, "beta=inf"),
@@ -243,6 +244,48 @@ def test_the_loss_weighs_the_reward(tmp_path):
     assert losses[1] - losses[0] == pytest.approx(-2 * earned, rel=1e-5) and abs(earned) > 0.01
 
 
+def test_the_loss_counts_what_is_to_be_kept(tmp_path):
+    """Right answers' share where it falls, and how often an answer is given; by plain arithmetic."""
+    job = trainer(tmp_path, max_steps=3, retain_coef=1e-9, **{**FAIR, "beta": 0.0})
+    job.train()
+    open_rows, right = job.train_dataset.rows[:6], RIGHT[:3]
+    losses = {}
+    for coef in (0.0, 2.0):
+        job.args.keep_coef, job.reward_weight = coef, 1.5
+        with torch.no_grad():
+            losses[coef] = float(job._enumerated_loss(job.model, open_rows, right, "eval"))
+
+    def said(rows):
+        return torch.tensor([_probabilities(job.model, row["prompt"]) for row in rows])
+
+    def kl(p, q):
+        return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+
+    steered_open, steered_right = said(open_rows), said(right)
+    with job.model.disable_adapter():
+        base_open, base_right = said(open_rows), said(right)
+    given = kl(steered_open.sum(-1), base_open.sum(-1)).mean()
+    now, before = steered_right[:, 0] / steered_right.sum(-1), base_right[:, 0] / base_right.sum(-1)
+    assert (now < before).any()
+    lost = torch.where(now < before, kl(now, before), torch.zeros(())).mean()
+    assert min(given, lost) > 1e-5
+    assert losses[2.0] - losses[0.0] == pytest.approx(1.5 * 2.0 * float(given + lost), rel=1e-3)
+
+
+def test_right_answers_keep_their_share(tmp_path):
+    """The same pressure towards fairness, with and without; what a right answer gains is not held back."""
+    left = {}
+    for coef in (0.0, 20.0):
+        job = trainer(tmp_path, max_steps=30, retain_coef=1e-6, keep_coef=coef, **{**FAIR, "beta": 0.0})
+        job.train()
+        shares = [_probabilities(job.model, row["prompt"]) for row in RIGHT]
+        left[coef] = sum(he / (he + she) for he, she in shares) / len(RIGHT)
+    with job.model.disable_adapter():
+        base = [_probabilities(job.model, row["prompt"]) for row in RIGHT]
+    base = sum(he / (he + she) for he, she in base) / len(RIGHT)
+    assert left[0.0] < base - 0.05 < base - 0.02 < left[20.0]
+
+
 def test_an_evaluation_within_a_training_is_at_strength_one(tmp_path):
     """With strengths that are drawn anew at every step; the drawn one is there again afterwards."""
     job = trainer(
@@ -275,6 +318,13 @@ def _says(model, prompt):
     with torch.no_grad():
         logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
     return [float(logits[tokenizer.convert_tokens_to_ids(word)]) for word in ("he", "she")]
+
+
+def _probabilities(model, prompt):
+    tokenizer = tiny_tokenizer()
+    with torch.no_grad():
+        p = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1].softmax(-1)
+    return [float(p[tokenizer.convert_tokens_to_ids(word)]) for word in ("he", "she")]
 
 
 @pytest.mark.parametrize(

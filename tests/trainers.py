@@ -36,10 +36,10 @@ def config(folder, **changes):
     """The objective in the paper's form, so that each part can be computed apart."""
     settings = dict(
         abstain_reward=-1.0, decoding_temperatures=[1.0], question_share=0.0, kl_target="base", max_kl=0.1,
-        max_kl_ratio=None, beta=0.1, retain_coef=1.0, neutral_coef=0.0, step_unit="plain", l1_coef=0.0, l1_until=1.0,
-        max_steps=4, per_device_train_batch_size=8, questions_per_occupation=2, retain_batch_size=4,
-        learning_rate=1e-2, report_to=[], save_strategy="no", logging_steps=1, use_cpu=True, bf16=False,
-    disable_tqdm=True,
+        max_kl_ratio=None, beta=0.1, retain_coef=1.0, keep_coef=0.0, neutral_coef=0.0, step_unit="plain",
+        l1_coef=0.0, l1_until=1.0, max_steps=4, per_device_train_batch_size=8, questions_per_occupation=2,
+        retain_batch_size=4, learning_rate=1e-2, report_to=[], save_strategy="no", logging_steps=1, use_cpu=True,
+        bf16=False, disable_tqdm=True,
     )  # fmt: skip
     return DSOTrainerConfig(str(folder), **{**settings, **changes})
 

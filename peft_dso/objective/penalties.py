@@ -92,6 +92,30 @@ def answers_kl(steered: Any, base: Any) -> torch.Tensor:
     return kl + (together.exp() * gap).sum(-1)
 
 
+def given_or_not(log_p: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities that one of some answers is given, and that none is: shape `(n, answers)` to `(n, 2)`."""
+    given = log_p.logsumexp(-1)
+    none = (1 - given.exp()).clamp(min=torch.finfo(given.dtype).eps).log()  # rounding may leave nothing, or less
+    return torch.stack([given, none], -1)
+
+
+def lost_kl(log_p: torch.Tensor, log_q: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """
+    KL(p || q) where what is to be kept is less likely under p than under q, else 0: no gain is held back.
+
+    Args:
+        log_p (`torch.Tensor`): log-probabilities of the steered model, shape `(n, outcomes)`, -inf where there are
+            fewer.
+        log_q (`torch.Tensor`): those of the base, of the same shape.
+        kept (`torch.Tensor`): index of the outcome to be kept, shape `(n,)`.
+
+    Returns:
+        `torch.Tensor`: shape `(n,)`, in nats.
+    """
+    gained = (log_p - log_q).gather(-1, kept.unsqueeze(-1)).squeeze(-1) >= 0
+    return kl_divergence(log_p, log_q).masked_fill(gained, 0)
+
+
 def updated_multiplier(multiplier: float, kl: float, max_kl: float, rate: float) -> float:
     """
     One step of dual ascent on KL <= max_kl: the multiplier rises while the KL is above the cap and falls below it.

@@ -72,6 +72,12 @@ class DSOTrainerConfig(RLOOConfig):
             and the `retain_dataset`. 0 leaves them out.
         retain_batch_size (`int`):
             How many of those rows go into each step, per device.
+        keep_coef (`float`):
+            Weight, in units of the reward's, of the KL of what fairness is not to cost: on rows with a right answer
+            that answer's share of the named ones, where it falls below the base's (what it gains is free), and on
+            ambiguous rows how often any of the answers is given (with `abstain_reward=None`). The KL of `retain_coef`
+            hardly sees a share of the answers where most of what a model says is none. 0 leaves it out (the paper).
+            Only for `rollouts="enumerate"`.
         neutral_coef (`float`):
             Weight, at the least, of the KL to the base at the tokens of neutral texts. 0 leaves them out. Only for
             `rollouts="enumerate"`.
@@ -149,6 +155,10 @@ class DSOTrainerConfig(RLOOConfig):
         default=0.5, metadata={"help": "Weight of the KL to the base on unambiguous and retained rows."}
     )
     retain_batch_size: int = field(default=12, metadata={"help": "Rows of that kind per step and device."})
+    keep_coef: float = field(
+        default=1.0,
+        metadata={"help": "Weight, in the reward's units, of what right answers lose and of answering more or less."},
+    )
     neutral_coef: float = field(default=1.0, metadata={"help": "Weight of the KL to the base on neutral text."})
     neutral_batch_size: int = field(default=4, metadata={"help": "Neutral texts per step and device."})
     neutral_tokens: int = field(default=32, metadata={"help": "Tokens of a neutral text that count."})
@@ -216,7 +226,8 @@ class DSOTrainerConfig(RLOOConfig):
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(map(repr, choices))}.")
-        for name in ("kl_rate", "retain_coef", "neutral_coef", "l1_coef", "beta", "stop_bias", "learning_rate"):
+        weights = ("retain_coef", "keep_coef", "neutral_coef", "l1_coef", "beta")
+        for name in (*weights, "kl_rate", "stop_bias", "learning_rate"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value!r}: a finite number of at least 0.")

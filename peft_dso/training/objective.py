@@ -11,7 +11,16 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
-from ..objective import EnumeratedReward, FairnessReward, answer_shares, answers_kl, occupation_weights
+from ..objective import (
+    EnumeratedReward,
+    FairnessReward,
+    answer_shares,
+    answers_kl,
+    given_or_not,
+    kl_divergence,
+    lost_kl,
+    occupation_weights,
+)
 from ..objective.rewards import Said
 from ..scoring import EncodedQuestion, Scores, score
 from .config import DSOTrainerConfig
@@ -92,9 +101,9 @@ class ObjectiveTrainer(PublishingTrainer):
         self, model: nn.Module, rows: list[dict[str, Any]], retained: list[dict[str, Any]], mode: str
     ) -> torch.Tensor:
         """
-        -reward_weight E[r] + beta KL + retain_coef KL_retained + neutral_weight KL_neutral, the expectation over the
-        named answers exact. With `kl_target="fair"` the KL of ambiguous questions is that to the fair distribution
-        nearest to the base, up to a constant (see [`~peft_dso.objective.nearest_fair`]).
+        -reward_weight (E[r] - keep_coef KL_kept) + beta KL + retain_coef KL_retained + neutral_weight KL_neutral, the
+        expectation over the named answers exact. With `kl_target="fair"` the KL of ambiguous questions is that to the
+        fair distribution nearest to the base, up to a constant (see [`~peft_dso.objective.nearest_fair`]).
         """
         rows, settled = ([row for row in rows if (row.get("right") is None) == open_] for open_ in (True, False))
         retained = [*settled, *retained]
@@ -111,7 +120,7 @@ class ObjectiveTrainer(PublishingTrainer):
             self.enumerated.observe([], scores.answers[:0])
         if retained:
             kl = self._kl(scores[n:m], base[n:m], "retain_kl")
-            loss = loss + self.args.retain_coef * kl.mean()
+            loss = loss + self.args.retain_coef * kl.mean() + self._lost_right(retained, scores[n:m], base[n:m])
         if settled:
             right = torch.tensor([row["right"] for row in settled], device=scores.answers.device)
             self._note("accuracy", (scores.answers[n : n + len(settled)].argmax(-1) == right).float())
@@ -126,7 +135,7 @@ class ObjectiveTrainer(PublishingTrainer):
     def _open_loss(
         self, rows: list[dict[str, Any]], scores: Scores, base: Scores, counts: Mapping[str, float]
     ) -> torch.Tensor:
-        """-reward_weight E[r] + beta KL of ambiguous questions; `counts` weights the occupations."""
+        """-reward_weight (E[r] - keep_coef KL_kept) + beta KL of open questions; `counts` weights the occupations."""
         log_p = scores.answers[:, : max(len(row["answers"]) for row in rows)]
         of_base = base.answers[:, : log_p.shape[1]].to(log_p.device)
         expected = self.enumerated(rows, log_p, of_base)
@@ -138,7 +147,25 @@ class ObjectiveTrainer(PublishingTrainer):
         self._note("reward", expected)
         self._note("least_kl", least)
         self._note("abstention", 1 - log_p.exp().sum(-1))
-        return -self.reward_weight * (weight * expected).mean() + self.beta * kl.mean()
+        loss = -self.reward_weight * (weight * expected).mean() + self.beta * kl.mean()
+        if self.args.abstain_reward is None:
+            loss = loss + self._keep("given_kl", kl_divergence(given_or_not(log_p), given_or_not(of_base)))
+        return loss
+
+    def _lost_right(self, rows: Sequence[Mapping[str, Any]], scores: Scores, base: Scores) -> torch.Tensor:
+        """What the right answers of retained rows lose of their share of the named ones."""
+        known = [n for n, row in enumerate(rows) if row.get("right") is not None]
+        if not known:
+            return scores.answers.new_zeros(())
+        device, most = scores.answers.device, max(len(rows[n]["answers"]) for n in known)
+        log_p, of_base = (x.answers[known, :most].to(device).log_softmax(-1) for x in (scores, base))
+        lost = lost_kl(log_p, of_base, torch.tensor([rows[n]["right"] for n in known], device=device))
+        return self._keep("lost_right_kl", lost)
+
+    def _keep(self, name: str, kl: torch.Tensor) -> torch.Tensor:
+        """A KL of what is to be kept, in units of the reward's weight: it grows with what the reward asks for."""
+        self._note(name, kl)
+        return self.reward_weight * self.args.keep_coef * kl.mean()
 
     def _kl(self, scores: Scores, base: Scores, name: str) -> torch.Tensor:
         """KL(steered || base) of what is said to each question, as far as it decides the answer."""
