@@ -96,9 +96,10 @@ class SteppingTrainer(LoggingTrainer):
         self._spent.clear()  # one batch of sampled answers may serve several steps: what it spent counts once
 
     def _update_reward_weight(self) -> None:
-        """One step of the reward's multiplier towards a bias of `stop_bias`; back to 1 where a cap binds."""
+        """One step of the reward's multiplier towards a bias of `stop_bias`; it does not rise where a cap binds."""
         args, biases = self.args, self._callback.biases
         held = self.beta > max(1e-6, args.beta) or self.neutral_weight > args.neutral_coef
-        bias = sum(biases) / len(biases) if biases and not held else 0.0
+        bias = sum(biases) / len(biases) if biases else 0.0
         weight = updated_multiplier(self.reward_weight, bias, max(args.stop_bias, 1e-6), args.kl_rate)
-        self.reward_weight = min(max(1.0, weight), args.max_reward_weight)
+        most = self.reward_weight if held else args.max_reward_weight
+        self.reward_weight = min(max(1.0, weight), most)
