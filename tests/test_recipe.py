@@ -227,8 +227,12 @@ def test_the_reward_weighs_more_while_no_cap_binds(tmp_path, changes, expected):
     job.train()
     assert history(job, "reward_weight")[:6] == pytest.approx([*expected, *[1.0] * 6][:6])
     job.reward_weight, job.neutral_weight = 2.0, job.args.neutral_coef + 1
+    job.args.stop_bias = 1e-3
     job._update_reward_weight()
-    assert job.reward_weight == pytest.approx(min(1.5, job.args.max_reward_weight))  # back where a cap binds
+    assert job.reward_weight == 2.0  # where a cap binds it stays
+    job.args.stop_bias = 10.0
+    job._update_reward_weight()
+    assert job.reward_weight == pytest.approx(1.5, abs=0.03)  # and falls back where the answers are fair
 
 
 def test_the_loss_weighs_the_reward(tmp_path):

@@ -108,8 +108,9 @@ class DSOTrainerConfig(RLOOConfig):
             which it is largest, was below this on average. 0 never ends it early.
         max_reward_weight (`float`, defaults to 10):
             Weight of the reward, at the most. It begins at 1 and rises at `kl_rate` while that bias is above
-            `stop_bias` and neither cap, on questions and on neutral text, binds, so that what they allow is used;
-            where one does it falls back. 1 keeps it at 1 (the paper), as does a training without both caps.
+            `stop_bias` and neither cap, on questions and on neutral text, binds, so that what they allow is used.
+            Where one does it stays, and below `stop_bias` it falls back. 1 keeps it at 1 (the paper), as does a
+            training without both caps.
         training_strength (`str`, defaults to `"one"`):
             The strength in training: `"one"` (the paper) or `"uniform"`, drawn anew from [0, 1], which debiases more
             at half strength and costs accuracy (benchmarks/README.md).

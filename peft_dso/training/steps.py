@@ -77,6 +77,7 @@ class SteppingTrainer(LoggingTrainer):
         """One step of the multipliers: of the KL and of neutral text towards their caps, of the reward to fairness."""
         args, kl = self.args, self._recent("kl" if self.args.rollouts == "enumerate" else "sampled_kl")
         caps = [] if args.max_kl is None else [(args.max_kl, args.max_kl)]
+        rate = args.kl_rate * self.reward_weight  # a multiplier is worth what it is in units of the reward
         least = self._recent("least_kl")
         if args.max_kl_ratio is not None and least > 0:
             # What fairness needs differs much from batch to batch. The excess is that of this batch, in units of what
@@ -86,10 +87,10 @@ class SteppingTrainer(LoggingTrainer):
         if caps and kl == kl:
             cap, unit = min(caps)
             # TRL skips the reference at exactly 0 and could then never see the KL rise again.
-            self.beta = max(1e-6, args.beta, updated_multiplier(self.beta, kl - cap + unit, unit, args.kl_rate))
+            self.beta = max(1e-6, args.beta, updated_multiplier(self.beta, kl - cap + unit, unit, rate))
         neutral = self._recent("neutral_kl")
         if args.max_neutral_kl is not None and neutral == neutral:
-            weight = updated_multiplier(self.neutral_weight, neutral, args.max_neutral_kl, args.kl_rate)
+            weight = updated_multiplier(self.neutral_weight, neutral, args.max_neutral_kl, rate)
             self.neutral_weight = max(args.neutral_coef, weight)
             if caps and kl == kl:
                 self._update_reward_weight()
