@@ -235,6 +235,17 @@ def test_the_reward_weighs_more_while_no_cap_binds(tmp_path, changes, expected):
     assert job.reward_weight == pytest.approx(1.5, abs=0.03)  # and falls back where the answers are fair
 
 
+def test_caps_move_in_units_of_the_reward(tmp_path):
+    """Twice the cap, at a rate of 0.5: by 0.5 for a reward that weighs 1, by three times that where it weighs 3."""
+    settings = {"kl_rate": 0.5, "neutral_coef": 1.0, "max_neutral_kl": 0.01, "max_kl": 0.1, "beta": 0.1}
+    job = trainer(tmp_path, **settings)
+    for weight in (1.0, 3.0):
+        job.reward_weight, job.neutral_weight, job.beta = weight, 2.0, 1.0
+        job._spent = {"kl": [0.15], "neutral_kl": [0.02]}
+        job._update_multipliers()
+        assert job.neutral_weight == pytest.approx(2 + 0.5 * weight) and job.beta == pytest.approx(1 + 0.25 * weight)
+
+
 def test_the_loss_weighs_the_reward(tmp_path):
     job = trainer(tmp_path, max_steps=1)
     job.train()
