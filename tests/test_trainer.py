@@ -227,6 +227,23 @@ def test_retained_rows_hold_ability(tmp_path):
     assert kl[5.0] < kl[0.0] / 2
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"right": 5, "answers": [" he", " she"]}, "retain_dataset, row 1: right .* got 5"),
+        ({"right": True, "answers": [" he", " she"]}, "retain_dataset, row 1: right .* got True"),
+        ({"right": 0}, None),  # nothing to be right: held to the base alone
+        ({"right": 0, "answers": []}, None),
+        ({"right": 0, "answers": [" he"]}, None),
+    ],
+)
+def test_right_answers_of_a_retain_dataset(tmp_path, row, message):
+    rows = [{"prompt": "The clerk said"}, {"prompt": "The nurse, a man,", **row}]
+    settings = {"rows": tiny_questions(), "retain_dataset": rows, "keep_coef": 1.0, "max_steps": 1}
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        trainer(tmp_path, **settings).train()
+
+
 def test_answers_that_share_their_first_token(tmp_path):
     """They are scored, and held to the base, to their ends; ways of not answering are not followed to theirs."""
     model = get_peft_model(leaning(), DSOConfig(init_weights=False, task_type="CAUSAL_LM"))

@@ -42,7 +42,7 @@ def _problem(row: Mapping[str, Any], groups: Optional[tuple[str, ...]]) -> Optio
         _prompt_problem(row["prompt"])
         or _answer_problem(row, groups)
         or _form_problem(row)
-        or _index_problem(row)
+        or index_problem(row)
         or _text_problem(row)
         or _picture_problem(row)
     )
@@ -104,7 +104,8 @@ def _form_problem(row: Mapping[str, Any]) -> Optional[str]:
     return None
 
 
-def _index_problem(row: Mapping[str, Any]) -> Optional[str]:
+def index_problem(row: Mapping[str, Any]) -> Optional[str]:
+    """What is wrong with `right` or `first` of a row with answers; `None` where nothing is."""
     for column in ("right", "first"):
         value = row.get(column)
         if value is None:

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from ..objective import FairnessReward
 from ..questions import check_questions, neutral_texts
+from ..questions.schema import index_problem
 from ..scoring import first_tokens
 
 
@@ -68,6 +69,20 @@ def as_rows(dataset: Any, name: str, required: Sequence[str] = ()) -> list[dict[
         for column in required:
             if not row.get(column):
                 raise ValueError(f"{name}, row {number}: the column {column!r} is missing or empty.")
+    return rows
+
+
+def retained_rows(dataset: Any) -> list[dict[str, Any]]:
+    """
+    Rows of a `retain_dataset`, of which only the prompt must be there.
+
+    Raises:
+        ValueError: a row has no prompt, or its right answer is none of its answers.
+    """
+    rows = as_rows(dataset, "retain_dataset", required=("prompt",))
+    for number, row in enumerate(rows):
+        if row.get("answers") and (problem := index_problem(row)):
+            raise ValueError(f"retain_dataset, row {number}: {problem}.")
     return rows
 
 

@@ -154,7 +154,7 @@ class ObjectiveTrainer(PublishingTrainer):
 
     def _lost_right(self, rows: Sequence[Mapping[str, Any]], scores: Scores, base: Scores) -> torch.Tensor:
         """What the right answers of retained rows lose of their share of the named ones."""
-        known = [n for n, row in enumerate(rows) if row.get("right") is not None]
+        known = [n for n, row in enumerate(rows) if row.get("right") is not None and row.get("answers")]
         if not known:
             return scores.answers.new_zeros(())
         device, most = scores.answers.device, max(len(rows[n]["answers"]) for n in known)

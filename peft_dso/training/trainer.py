@@ -30,7 +30,7 @@ from .adapter import (
 from .callback import STATE_KEY, DSOCallback
 from .checkpoints import checkpoint_to_resume
 from .config import DSOTrainerConfig
-from .data import QuestionRows, all_rows, as_rows, check_reward, eval_rows, neutral_tokens
+from .data import QuestionRows, all_rows, as_rows, check_reward, eval_rows, neutral_tokens, retained_rows
 from .sampler import OccupationSampler
 from .scorer import Scorer
 from .steps import SteppingTrainer
@@ -155,7 +155,7 @@ class DSOTrainer(SteppingTrainer):
         self.groups = trainable_groups(open_rows)
         self.retain_rows = [row for row in rows if row.get("right") is not None] if args.retain_coef else []
         if retain_dataset is not None:
-            self.retain_rows += as_rows(retain_dataset, "retain_dataset", required=("prompt",))
+            self.retain_rows += retained_rows(retain_dataset)
         return open_rows
 
     def _take_rewards(self, reward_funcs: Any, args: DSOTrainerConfig) -> Any:
