@@ -109,8 +109,8 @@ class DSOTrainerConfig(RLOOConfig):
         max_reward_weight (`float`, defaults to 10):
             Weight of the reward, at the most. It begins at 1 and rises at `kl_rate` while that bias is above
             `stop_bias` and neither cap, on questions and on neutral text, binds, so that what they allow is used.
-            Where one does it stays, and below `stop_bias` it falls back. 1 keeps it at 1 (the paper), as does a
-            training without both caps.
+            Where one does it stays, and falls as far as it is exceeded; below `stop_bias` it falls back. 1 keeps it
+            at 1 (the paper), as does a training without both caps.
         training_strength (`str`, defaults to `"one"`):
             The strength in training: `"one"` (the paper) or `"uniform"`, drawn anew from [0, 1], which debiases more
             at half strength and costs accuracy (benchmarks/README.md).

@@ -84,8 +84,10 @@ class SteppingTrainer(LoggingTrainer):
             # is usual: a mean of ratios would not be the ratio of the means.
             self.usual_least = least + RUNNING * ((self.usual_least or least) - least)
             caps.append((args.max_kl_ratio * least, args.max_kl_ratio * self.usual_least))
+        over = 0.0  # by how much the caps are exceeded, in their own units
         if caps and kl == kl:
             cap, unit = min(caps)
+            over = (kl - cap) / unit
             # TRL skips the reference at exactly 0 and could then never see the KL rise again.
             self.beta = max(1e-6, args.beta, updated_multiplier(self.beta, kl - cap + unit, unit, rate))
         neutral = self._recent("neutral_kl")
@@ -93,14 +95,17 @@ class SteppingTrainer(LoggingTrainer):
             weight = updated_multiplier(self.neutral_weight, neutral, args.max_neutral_kl, rate)
             self.neutral_weight = max(args.neutral_coef, weight)
             if caps and kl == kl:
-                self._update_reward_weight()
+                self._update_reward_weight(max(over, neutral / args.max_neutral_kl - 1))
         self._spent.clear()  # one batch of sampled answers may serve several steps: what it spent counts once
 
-    def _update_reward_weight(self) -> None:
-        """One step of the reward's multiplier towards a bias of `stop_bias`; it does not rise where a cap binds."""
+    def _update_reward_weight(self, over: float) -> None:
+        """
+        One step of the reward's multiplier towards a bias of `stop_bias`; where a cap binds it does not rise, and it
+        falls as far as one is exceeded (`over`: 1 is twice the cap).
+        """
         args, biases = self.args, self._callback.biases
-        held = self.beta > max(1e-6, args.beta) or self.neutral_weight > args.neutral_coef
         bias = sum(biases) / len(biases) if biases else 0.0
         weight = updated_multiplier(self.reward_weight, bias, max(args.stop_bias, 1e-6), args.kl_rate)
-        most = self.reward_weight if held else args.max_reward_weight
-        self.reward_weight = min(max(1.0, weight), most)
+        if self.beta > max(1e-6, args.beta) or self.neutral_weight > args.neutral_coef:
+            weight = min(weight, self.reward_weight - args.kl_rate * min(max(0.0, over), 1.0))
+        self.reward_weight = min(max(1.0, weight), args.max_reward_weight)
