@@ -227,12 +227,11 @@ def test_the_reward_weighs_more_while_no_cap_binds(tmp_path, changes, expected):
     job.train()
     assert history(job, "reward_weight")[:6] == pytest.approx([*expected, *[1.0] * 6][:6])
     job.reward_weight, job.neutral_weight = 2.0, job.args.neutral_coef + 1
-    job.args.stop_bias = 1e-3
-    job._update_reward_weight()
-    assert job.reward_weight == 2.0  # where a cap binds it stays
-    job.args.stop_bias = 10.0
-    job._update_reward_weight()
-    assert job.reward_weight == pytest.approx(1.5, abs=0.03)  # and falls back where the answers are fair
+    # Where a cap binds it stays, and falls as far as the cap is exceeded, or where the answers are fair.
+    for over, stop_bias, change in ((-0.5, 1e-3, 0.0), (0.4, 1e-3, -0.2), (7.0, 1e-3, -0.5), (-0.5, 1e6, -0.5)):
+        job.reward_weight, job.args.stop_bias, job.args.max_reward_weight = 2.0, stop_bias, 2.5
+        job._update_reward_weight(over)
+        assert job.reward_weight == pytest.approx(2 + change, abs=1e-3)
 
 
 def test_caps_move_in_units_of_the_reward(tmp_path):
@@ -244,6 +243,7 @@ def test_caps_move_in_units_of_the_reward(tmp_path):
         job._spent = {"kl": [0.15], "neutral_kl": [0.02]}
         job._update_multipliers()
         assert job.neutral_weight == pytest.approx(2 + 0.5 * weight) and job.beta == pytest.approx(1 + 0.25 * weight)
+        assert job.reward_weight == max(1.0, weight - 0.5)
 
 
 def test_the_loss_weighs_the_reward(tmp_path):
