@@ -272,7 +272,7 @@ def test_the_loss_counts_what_is_to_be_kept(tmp_path):
             losses[coef] = float(job._enumerated_loss(job.model, open_rows, right, "eval"))
 
     def said(rows):
-        return torch.tensor([_probabilities(job.model, row["prompt"]) for row in rows])
+        return torch.tensor([_says(job.model, row["prompt"]) for row in rows])
 
     def kl(p, q):
         return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
@@ -294,10 +294,10 @@ def test_right_answers_keep_their_share(tmp_path):
     for coef in (0.0, 20.0):
         job = trainer(tmp_path, max_steps=30, retain_coef=1e-6, keep_coef=coef, **{**FAIR, "beta": 0.0})
         job.train()
-        shares = [_probabilities(job.model, row["prompt"]) for row in RIGHT]
+        shares = [_says(job.model, row["prompt"]) for row in RIGHT]
         left[coef] = sum(he / (he + she) for he, she in shares) / len(RIGHT)
     with job.model.disable_adapter():
-        base = [_probabilities(job.model, row["prompt"]) for row in RIGHT]
+        base = [_says(job.model, row["prompt"]) for row in RIGHT]
     base = sum(he / (he + she) for he, she in base) / len(RIGHT)
     assert left[0.0] < base - 0.05 < base - 0.02 < left[20.0]
 
@@ -330,13 +330,7 @@ def test_evaluation_rows_with_a_right_answer_are_no_bias(tmp_path):
 
 
 def _says(model, prompt):
-    tokenizer = tiny_tokenizer()
-    with torch.no_grad():
-        logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
-    return [float(logits[tokenizer.convert_tokens_to_ids(word)]) for word in ("he", "she")]
-
-
-def _probabilities(model, prompt):
+    """The probabilities of he and she."""
     tokenizer = tiny_tokenizer()
     with torch.no_grad():
         p = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1].softmax(-1)

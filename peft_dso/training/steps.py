@@ -89,7 +89,7 @@ class SteppingTrainer(LoggingTrainer):
             cap, unit = min(caps)
             over = (kl - cap) / unit
             # TRL skips the reference at exactly 0 and could then never see the KL rise again.
-            self.beta = max(1e-6, args.beta, updated_multiplier(self.beta, kl - cap + unit, unit, rate))
+            self.beta = max(1e-6, args.beta, updated_multiplier(self.beta, 1 + over, 1.0, rate))
         neutral = self._recent("neutral_kl")
         if args.max_neutral_kl is not None and neutral == neutral:
             weight = updated_multiplier(self.neutral_weight, neutral, args.max_neutral_kl, rate)
