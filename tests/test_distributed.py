@@ -19,10 +19,12 @@ sys.path.insert(0, sys.argv[1])
 from trainers import RIGHT, trainer, vectors
 from models import tiny_questions
 processes, folder = int(sys.argv[2]), sys.argv[3]
+unlike = [{"prompt": "The clerk said that"}, {**RIGHT[0], "prompt": "The driver said that"}]
 size = 8 // processes
 job = trainer(folder, max_steps=3, per_device_train_batch_size=size, retain_batch_size=size // 2, reward_memory=0.5,
               kl_rate=0.5, step_unit="fisher", neutral_coef=0.5, per_device_eval_batch_size=2,
-              neutral_batch_size=4 // processes, l1_coef=float(sys.argv[4]))
+              neutral_batch_size=4 // processes, l1_coef=float(sys.argv[4]), abstain_reward=None, keep_coef=1.0,
+              kl_target="fair", question_share=0.35, retain_dataset=unlike)
 job.train()
 assert job.accelerator.num_processes == processes
 # In turns of a batch they come to one process; at the end it has right answers alone.

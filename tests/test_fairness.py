@@ -314,27 +314,35 @@ def test_a_pair_that_is_fair_is_left_as_it_is():
     assert reward(rows, log_p).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
     tilt, _ = reward.tilt(rows, torch.tensor([[0.3, 0.1]] * 3).log(), log_p)
     assert tilt.tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+    # The tilt of a pair is cut off, not those that it is the mean of: log-odds of 30 and -28 are a lean of 1.
+    odds = torch.tensor([[15.0, -15.0], [14.0, -14.0]])
+    tilt, _ = reward.tilt(rows[:2], torch.full((2, 2), 0.5).log(), odds.log_softmax(-1))
+    change = [
+        math.log(math.exp(x + s) + math.exp(-x - s)) - math.log(2 * math.cosh(x)) for x, s in ((15, -0.5), (14, 0.5))
+    ]
+    assert tilt.tolist() == pytest.approx([-c for c in change], abs=1e-4)
     # Rows that offer other groups are no part of it.
     three = [{**rows[0], "meanings": ["a", "b"]}, {**rows[0], "meanings": ["c", "a"]}]
     even = torch.full((2, 2), 0.5).log()
     assert EnumeratedReward(("a", "b", "c"), smoothing=2.0, question_share=1.0)(three, even).tolist() == [0, 0]
 
 
-def test_a_place_makes_fair_no_more_than_the_base_prefers_it():
+@pytest.mark.parametrize("lean", [0.0, 20.0])
+def test_a_place_makes_fair_no_more_than_the_base_prefers_it(lean):
     """
     Log-odds of pro against anti of 2 where pro stands first and of 1 where anti does: a lean of 1.5, and 0.5 for the
-    first place, which alone is left of a fair model. Saying always the first is not fair.
+    first place, which alone is left of a fair model, whatever the lean. Saying always the first is not fair.
     """
 
     def log_p(odds):
-        return torch.tensor([odds]).T.mul(torch.tensor([[0.5, -0.5]])).log_softmax(-1)
+        return torch.tensor([odds], dtype=torch.float64).T.mul(torch.tensor([[0.5, -0.5]])).log_softmax(-1)
 
     def share(odds):
         return 1 / (1 + math.exp(-odds))
 
     rows = [{"occupation": "nurse", "meanings": ["pro", "anti"], "pair": "one", "first": first} for first in (0, 1)]
     rows.append({**rows[0], "pair": None})
-    base = log_p([2.0, 1.0, 2.0])
+    base = log_p([2.0 + lean, 1.0 + lean, 2.0 + lean])
     reward = EnumeratedReward(("pro", "anti"), smoothing=2.0, question_share=1.0)
     fair = log_p([0.5, -0.5, 0.0])
     assert reward(rows, fair, base).tolist() == pytest.approx([0, 0, 0], abs=1e-6)

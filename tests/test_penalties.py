@@ -54,15 +54,16 @@ def test_a_token_that_is_never_said_costs_nothing():
 
 
 def test_what_is_lost_costs_and_what_is_gained_does_not():
-    base = torch.tensor([[0.6, 0.4, 0.0], [0.6, 0.4, 0.0], [0.2, 0.3, 0.5]])
-    p = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.1, 0.4, 0.5]], requires_grad=True)
-    lost = lost_kl(p.log(), base.log(), torch.tensor([0, 1, 0]))
+    base = torch.tensor([0.6, 0.4, 0.2, 1.0])
+    p = torch.tensor([0.5, 0.5, 0.1, 1.0])
+    lost = lost_kl(p.log(), base.log())
     first = 0.5 * math.log(0.5 / 0.6) + 0.5 * math.log(0.5 / 0.4)
-    third = 0.1 * math.log(0.1 / 0.2) + 0.4 * math.log(0.4 / 0.3)
-    torch.testing.assert_close(lost.detach(), torch.tensor([first, 0.0, third]))
-    logits = base.log().clamp(min=-30).requires_grad_()
-    lost_kl(logits.log_softmax(-1), base.log().clamp(min=-30), torch.tensor([0, 1, 2])).sum().backward()
-    assert logits.grad.isfinite().all()
+    third = 0.1 * math.log(0.1 / 0.2) + 0.9 * math.log(0.9 / 0.8)
+    torch.testing.assert_close(lost, torch.tensor([first, 0.0, third, 0.0]))
+    # A share of answers of which one question has fewer.
+    logits = torch.tensor([[0.3, -0.7, 0.1], [0.3, -0.7, -torch.inf]], requires_grad=True)
+    lost_kl(logits.log_softmax(-1)[:, 1], torch.tensor([0.4, 0.4]).log()).sum().backward()
+    assert logits.grad.isfinite().all() and (logits.grad[:, :2] != 0).all()
 
 
 def test_answers_are_given_or_not():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import OCCUPATIONS, tiny_questions, tiny_tokenizer
+from models import tiny_questions, tiny_tokenizer
 from PIL import Image
 from trainers import RIGHT, config, leaning, trainer, vectors
 from vision import build_vision
@@ -227,8 +227,8 @@ def test_the_reward_weighs_more_while_no_cap_binds(tmp_path, changes, expected):
     job.train()
     assert history(job, "reward_weight")[:6] == pytest.approx([*expected, *[1.0] * 6][:6])
     job.reward_weight, job.neutral_weight = 2.0, job.args.neutral_coef + 1
-    # Where a cap binds it stays, and falls as far as the cap is exceeded, or where the answers are fair.
-    for over, stop_bias, change in ((-0.5, 1e-3, 0.0), (0.4, 1e-3, -0.2), (7.0, 1e-3, -0.5), (-0.5, 1e6, -0.5)):
+    # Where a cap binds it moves by how far below or above it the model is; not at all where the answers are fair.
+    for over, stop_bias, change in ((-0.5, 1e-3, 0.25), (0.4, 1e-3, -0.2), (7.0, 1e-3, -0.5), (-0.5, 1e6, 0.0)):
         job.reward_weight, job.args.stop_bias, job.args.max_reward_weight = 2.0, stop_bias, 2.5
         job._update_reward_weight(over)
         assert job.reward_weight == pytest.approx(2 + change, abs=1e-3)
@@ -238,6 +238,7 @@ def test_caps_move_in_units_of_the_reward(tmp_path):
     """Twice the cap, at a rate of 0.5: by 0.5 for a reward that weighs 1, by three times that where it weighs 3."""
     settings = {"kl_rate": 0.5, "neutral_coef": 1.0, "max_neutral_kl": 0.01, "max_kl": 0.1, "beta": 0.1}
     job = trainer(tmp_path, **settings)
+    job._callback.biases.append(1.0)
     for weight in (1.0, 3.0):
         job.reward_weight, job.neutral_weight, job.beta = weight, 2.0, 1.0
         job._spent = {"kl": [0.15], "neutral_kl": [0.02]}
@@ -262,14 +263,16 @@ def test_the_loss_weighs_the_reward(tmp_path):
 
 def test_the_loss_counts_what_is_to_be_kept(tmp_path):
     """Right answers' share where it falls, and how often an answer is given; by plain arithmetic."""
-    job = trainer(tmp_path, max_steps=3, retain_coef=1e-9, **{**FAIR, "beta": 0.0})
+    job = trainer(tmp_path, max_steps=3, retain_coef=0.0, keep_coef=2.0, **{**FAIR, "beta": 0.0})
     job.train()
+    assert history(job, "lost_right_kl")  # without the KL on those rows, too
     open_rows, right = job.train_dataset.rows[:6], RIGHT[:3]
+    retained = [*right, {"prompt": "The clerk said that"}]  # has nothing to lose, and counts as a row
     losses = {}
     for coef in (0.0, 2.0):
         job.args.keep_coef, job.reward_weight = coef, 1.5
         with torch.no_grad():
-            losses[coef] = float(job._enumerated_loss(job.model, open_rows, right, "eval"))
+            losses[coef] = float(job._enumerated_loss(job.model, open_rows, retained, "eval"))
 
     def said(rows):
         return torch.tensor([_says(job.model, row["prompt"]) for row in rows])
@@ -283,7 +286,7 @@ def test_the_loss_counts_what_is_to_be_kept(tmp_path):
     given = kl(steered_open.sum(-1), base_open.sum(-1)).mean()
     now, before = steered_right[:, 0] / steered_right.sum(-1), base_right[:, 0] / base_right.sum(-1)
     assert (now < before).any()
-    lost = torch.where(now < before, kl(now, before), torch.zeros(())).mean()
+    lost = torch.where(now < before, kl(now, before), torch.zeros(())).sum() / 4
     assert min(given, lost) > 1e-5
     assert losses[2.0] - losses[0.0] == pytest.approx(1.5 * 2.0 * float(given + lost), rel=1e-3)
 
@@ -292,7 +295,7 @@ def test_right_answers_keep_their_share(tmp_path):
     """The same pressure towards fairness, with and without; what a right answer gains is not held back."""
     left = {}
     for coef in (0.0, 20.0):
-        job = trainer(tmp_path, max_steps=30, retain_coef=1e-6, keep_coef=coef, **{**FAIR, "beta": 0.0})
+        job = trainer(tmp_path, max_steps=30, retain_coef=0.0, keep_coef=coef, **{**FAIR, "beta": 0.0})
         job.train()
         shares = [_says(job.model, row["prompt"]) for row in RIGHT]
         left[coef] = sum(he / (he + she) for he, she in shares) / len(RIGHT)
@@ -318,6 +321,45 @@ def test_an_evaluation_within_a_training_is_at_strength_one(tmp_path):
     job._enumerated_loss = spy
     job.train()
     assert set(seen) == {1.0} and len(set(around)) == 3 and 1.0 not in around
+
+
+def test_the_loss_of_an_evaluation_does_not_hang_on_the_multipliers(tmp_path):
+    job = trainer(tmp_path, eval_dataset=tiny_questions(), keep_coef=1.0, **FAIR)
+    before = job.evaluate()["eval_loss"]
+    job.reward_weight, job.beta = 5.0, 3.0
+    assert job.evaluate()["eval_loss"] == before != 0 and (job.reward_weight, job.beta) == (5.0, 3.0)
+
+
+def test_a_step_of_several_batches_is_judged_by_all_of_them(tmp_path):
+    """With gradient accumulation: one occupation in each batch, the bias is that of them together."""
+    found = []
+    for batch, times in ((2, 3), (6, 1)):
+        job = trainer(
+            tmp_path, rows=tiny_questions(), per_device_train_batch_size=batch, gradient_accumulation_steps=times,
+            max_steps=1, learning_rate=0.0,
+        )  # fmt: skip
+        job.train()
+        found.append(job._callback.biases[0])
+    assert found[0] == pytest.approx(found[1], rel=1e-4) and found[0] > 0.01
+
+
+@pytest.mark.parametrize(("size", "each", "told"), [(3, 2, True), (2, 2, False), (2, 1, False), (4, 3, True)])
+def test_halves_of_pairs_are_told(tmp_path, caplog, size, each, told):
+    rows = [
+        {**row, "pair": f"{n // each}", "first": n % 2, "occupation": "nurse"}
+        for n, row in enumerate(tiny_questions()[:6])
+    ]
+    trainer(tmp_path, rows=rows, questions_per_occupation=size, per_device_train_batch_size=12)
+    words = f"questions_per_occupation={size} cuts pairs of {each} questions, such as pair='0' of 'nurse'"
+    assert (words in caplog.text) is told
+    caplog.clear()
+    trainer(
+        tmp_path,
+        rows=[{**row, "first": None} for row in rows],
+        questions_per_occupation=3,
+        per_device_train_batch_size=12,
+    )
+    assert "cuts pairs" not in caplog.text
 
 
 def test_evaluation_rows_with_a_right_answer_are_no_bias(tmp_path):
@@ -373,17 +415,8 @@ def test_text_and_pictures_train_together_whichever_comes_first(tmp_path):
     assert all(not torch.equal(start[name], value) for name, value in vectors(job.model).items())
 
 
-def test_a_loss_that_is_not_finite_stops(tmp_path):
-    job = trainer(tmp_path, max_steps=1)
-    with torch.no_grad():
-        next(p for n, p in job.model.named_parameters() if n.endswith("slope")).fill_(float("inf"))
-    with pytest.raises((FloatingPointError, ValueError), match="loss is|NaN or infinity"):
-        job.train()
-
-
 def test_the_defaults_are_one_recipe():
     """No option is needed, and what is rewarded are the named answers."""
     args = DSOTrainerConfig("out", use_cpu=True)
     assert args.rollouts == "enumerate" and args.abstain_reward is None and args.kl_target == "fair"
     assert args.max_steps > 0 and args.max_kl_ratio and args.neutral_coef and args.l1_coef
-    assert set(OCCUPATIONS)

@@ -26,6 +26,7 @@ from peft_dso import DSOConfig, DSOLayer, DSOTrainer, FairnessReward, get_steeri
         {"rollouts": "sample", "num_generations": 2},
         {"l1_coef": 0.2, "l1_until": 0.5, "decoding_temperatures": [1.0, 0.3]},
         {"max_kl": 100.0, "neutral_coef": 1.0, "max_neutral_kl": 100.0},
+        {"max_kl": None, "max_kl_ratio": 0.02, "neutral_coef": 1.0, "max_neutral_kl": 1e-5},
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, changes):
@@ -47,6 +48,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, changes):
     assert close(vectors(part.model), vectors(whole.model))
     assert part.beta == pytest.approx(whole.beta, abs=1e-4)
     assert part.reward_weight == pytest.approx(whole.reward_weight, abs=1e-4)
+    assert part.neutral_weight == pytest.approx(whole.neutral_weight, abs=1e-4)
+    assert part.usual_least == pytest.approx(whole.usual_least, rel=1e-3)
+    assert bool(part.usual_least) == ("max_kl_ratio" in changes)
+    assert (part.neutral_weight > 2) == (changes.get("max_neutral_kl", 1) < 1)
     # what is compared has moved
     assert "rollouts" in changes or part.beta > part.args.beta or part.reward_weight > 2
     for mine, theirs in zip(part.counting_rewards(), whole.counting_rewards(), strict=True):

@@ -12,6 +12,10 @@ from .fairness import group_log_masses, nearest_fair
 from .rewards import FairnessReward, group_rewards
 
 
+# What the base hardly ever names would be tilted without end. Nats; e^-6 is a share of 0.0025 against 0.9975.
+MOST_TILT = 6.0  # of one group against another
+
+
 class EnumeratedReward:
     """
     E[r(y)] over the named answers of a question (paper, section 4). Its gradient with the rewards held fixed is what
@@ -155,13 +159,16 @@ class EnumeratedReward:
             base (`torch.Tensor`): those of the base.
 
         Returns:
-            E[tilt] and the least KL that fairness of each question costs, in nats, each of shape `(questions,)`. Of a
-            pair with places the tilt is one for all of its questions, and costs less.
+            E[tilt], one group against another tilted by at most 6 nats, and the least KL that fairness of each
+            question costs, in nats, each of shape `(questions,)`. Of a pair with places the tilt is one for all of its
+            questions, and costs less.
         """
         group = self.group_index(rows, log_p)
         masses = group_log_masses(base, group, len(self.groups))
         least, own = nearest_fair(masses)
         reward = over_pairs(rows, own)
+        offered = torch.isfinite(masses).sum(-1, keepdim=True).clamp(min=1)
+        reward = (reward - reward.sum(-1, keepdim=True) / offered).clamp(-MOST_TILT / 2, MOST_TILT / 2)
         # With the reward of a pair, too, the answers keep their sum; where none is offered there is nothing to keep.
         change = (masses + reward).logsumexp(-1, keepdim=True) - masses.logsumexp(-1, keepdim=True)
         reward = reward - change.nan_to_num()

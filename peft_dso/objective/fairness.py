@@ -5,10 +5,6 @@ from __future__ import annotations
 import torch
 
 
-# A group that the base never names has no finite tilt. Nats; e^-6 is a share of 0.0025 against 0.9975.
-MOST_TILT = 6.0
-
-
 def group_log_masses(log_p: torch.Tensor, group: torch.Tensor, count: int) -> torch.Tensor:
     """
     Log-probability of each group.
@@ -53,7 +49,7 @@ def nearest_fair(log_masses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Returns:
         The least KL in nats, shape `(questions,)`, and the reward of each group, shape `(questions, k)`, 0 for one
-        that is not offered, cut off at 6 nats.
+        that is not offered.
     """
     offered = torch.isfinite(log_masses)
     n = offered.sum(-1, keepdim=True).clamp(min=1)
@@ -63,4 +59,4 @@ def nearest_fair(log_masses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     fair = (mass.clamp(min=torch.finfo(mass.dtype).tiny) / n).log()
     reward = torch.where(offered, fair - finite, torch.zeros_like(finite))
     least = (mass * (fair - mean)).squeeze(-1) * offered.any(-1)
-    return least.clamp(min=0), reward.clamp(-MOST_TILT, MOST_TILT)
+    return least.clamp(min=0), reward

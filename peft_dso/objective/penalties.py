@@ -99,21 +99,19 @@ def given_or_not(log_p: torch.Tensor) -> torch.Tensor:
     return torch.stack([given, none], -1)
 
 
-def lost_kl(log_p: torch.Tensor, log_q: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+def lost_kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     """
-    KL(p || q) where what is to be kept is less likely under p than under q, else 0: no gain is held back.
+    KL of whether something is said, where p says it less often than q does, else 0: no gain is held back.
 
     Args:
-        log_p (`torch.Tensor`): log-probabilities of the steered model, shape `(n, outcomes)`, -inf where there are
-            fewer.
-        log_q (`torch.Tensor`): those of the base, of the same shape.
-        kept (`torch.Tensor`): index of the outcome to be kept, shape `(n,)`.
+        log_p (`torch.Tensor`): log-probability of it under the steered model, shape `(n,)`.
+        log_q (`torch.Tensor`): that under the base, of the same shape.
 
     Returns:
         `torch.Tensor`: shape `(n,)`, in nats.
     """
-    gained = (log_p - log_q).gather(-1, kept.unsqueeze(-1)).squeeze(-1) >= 0
-    return kl_divergence(log_p, log_q).masked_fill(gained, 0)
+    kl = kl_divergence(*(given_or_not(x.unsqueeze(-1)) for x in (log_p, log_q)))
+    return kl.masked_fill(log_p >= log_q, 0)
 
 
 def updated_multiplier(multiplier: float, kl: float, max_kl: float, rate: float) -> float:

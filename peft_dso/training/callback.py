@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from ..objective.rewards import Said
 from ..tuner import set_steering_strength
 
 
@@ -21,6 +22,7 @@ class DSOCallback(TrainerCallback):
         self.trainer = trainer
         self.begun = False
         self.biases: deque[float] = deque(maxlen=STOP_AFTER)
+        self.said: list[list[Said]] = []  # since the last step, for each temperature
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.biases.clear()
@@ -49,6 +51,12 @@ class DSOCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._micro_step = 0
+        self.said = [[] for _ in self.trainer.counting_rewards()]
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """With gradient accumulation a step has several batches."""
+        for said, reward in zip(self.said, self.trainer.counting_rewards(), strict=True):
+            said += reward.latest
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.before_optimizer_step()
@@ -58,7 +66,10 @@ class DSOCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End early where the answers of the last steps were fair already, at every temperature."""
-        biases = [reward.bias_of(reward.latest) for reward in self.trainer.counting_rewards()]
+        self.on_substep_end(args, state, control)
+        biases = [
+            reward.bias_of(said) for said, reward in zip(self.said, self.trainer.counting_rewards(), strict=True)
+        ]
         # Where nothing was answered there is no bias to call fair.
         self.biases.append(max((bias if bias == bias else float("inf") for bias in biases), default=float("inf")))
         if len(self.biases) == STOP_AFTER and sum(self.biases) / STOP_AFTER < args.stop_bias:

@@ -32,7 +32,8 @@ class DSOTrainerConfig(RLOOConfig):
             question. `"sample"`: TRL's generation and leave-one-out baseline, for free text. Both read images.
         questions_per_occupation (`int`, defaults to 8):
             Questions of one occupation that stand together in a batch, so that its imbalance is the current model's.
-            `per_device_train_batch_size` must be a multiple of it. Occupations with fewer questions repeat some.
+            `per_device_train_batch_size` must be a multiple of it. Occupations with fewer questions repeat some. Make
+            it a multiple of the size of pairs: half a pair does not tell a preference for a place from a stereotype.
         abstain_reward (`float`, *optional*):
             Reward of an answer that is none of the named ones. `None` (the default) looks at the named answers only:
             enumerated, their probabilities count as if they summed to 1; sampled, other answers are left out. -1 moves
@@ -69,15 +70,15 @@ class DSOTrainerConfig(RLOOConfig):
             How fast a multiplier moves: its change per step at twice the cap, in units of the reward's weight.
         retain_coef (`float`):
             Weight of the KL to the base on rows whose answer must not change: the unambiguous rows of the training set
-            and the `retain_dataset`. 0 leaves them out.
+            and the `retain_dataset`. 0 leaves this KL out.
         retain_batch_size (`int`):
             How many of those rows go into each step, per device.
         keep_coef (`float`):
             Weight, in units of the reward's, of the KL of what fairness is not to cost: on rows with a right answer
-            that answer's share of the named ones, where it falls below the base's (what it gains is free), and on
-            ambiguous rows how often any of the answers is given (with `abstain_reward=None`). The KL of `retain_coef`
-            hardly sees a share of the answers where most of what a model says is none. 0 leaves it out (the paper).
-            Only for `rollouts="enumerate"`.
+            (those of `retain_coef`) that answer's share of the named ones, where it falls below the base's (what it
+            gains is free), and on ambiguous rows how often any of the answers is given (with `abstain_reward=None`).
+            The KL of `retain_coef` hardly sees a share of the answers where most of what a model says is none. 0
+            leaves it out (the paper). Only for `rollouts="enumerate"`.
         neutral_coef (`float`):
             Weight, at the least, of the KL to the base at the tokens of neutral texts. 0 leaves them out. Only for
             `rollouts="enumerate"`.
@@ -107,10 +108,10 @@ class DSOTrainerConfig(RLOOConfig):
             Training ends before `max_steps` where the per-occupation bias of the last ten steps, at the temperature at
             which it is largest, was below this on average. 0 never ends it early.
         max_reward_weight (`float`, defaults to 10):
-            Weight of the reward, at the most. It begins at 1 and rises at `kl_rate` while that bias is above
+            Weight of the reward, at the most. It begins at 1 and rises by `kl_rate` a step while that bias is above
             `stop_bias` and neither cap, on questions and on neutral text, binds, so that what they allow is used.
-            Where one does it stays, and falls as far as it is exceeded; below `stop_bias` it falls back. 1 keeps it
-            at 1 (the paper), as does a training without both caps.
+            Where one does it falls as far as the cap is exceeded, and rises as far as it is not. 1 keeps it at 1 (the
+            paper), as does a training without both caps.
         training_strength (`str`, defaults to `"one"`):
             The strength in training: `"one"` (the paper) or `"uniform"`, drawn anew from [0, 1], which debiases more
             at half strength and costs accuracy (benchmarks/README.md).

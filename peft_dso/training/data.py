@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional, overload
 
 from torch.utils.data import Dataset
+from transformers.utils import logging
 
 from ..objective import FairnessReward
 from ..questions import check_questions, neutral_texts
 from ..questions.schema import index_problem
 from ..scoring import first_tokens
+
+
+logger = logging.get_logger(__name__)
 
 
 class QuestionRows(Dataset[dict[str, Any]]):
@@ -70,6 +75,19 @@ def as_rows(dataset: Any, name: str, required: Sequence[str] = ()) -> list[dict[
             if not row.get(column):
                 raise ValueError(f"{name}, row {number}: the column {column!r} is missing or empty.")
     return rows
+
+
+def warn_of_halves(rows: Sequence[Mapping[str, Any]], size: int) -> None:
+    """Say so where blocks of `size` questions of an occupation cut pairs with places (see [`OccupationSampler`])."""
+    placed = [(row["occupation"], row["pair"]) for row in rows if None not in (row.get("pair"), row.get("first"))]
+    for (occupation, pair), count in Counter(placed).items():
+        if size % count:
+            logger.warning(
+                f"questions_per_occupation={size} cuts pairs of {count} questions, such as pair={pair!r} of "
+                f"{occupation!r}: half a pair does not tell a preference for a place (`first`) from a stereotype, and "
+                f"training takes both away. Make it a multiple of {count}."
+            )
+            return
 
 
 def retained_rows(dataset: Any) -> list[dict[str, Any]]:

@@ -149,7 +149,8 @@ class ObjectiveTrainer(PublishingTrainer):
         self._note("abstention", 1 - log_p.exp().sum(-1))
         loss = -self.reward_weight * (weight * expected).mean() + self.beta * kl.mean()
         if self.args.abstain_reward is None:
-            loss = loss + self._keep("given_kl", kl_divergence(given_or_not(log_p), given_or_not(of_base)))
+            kl = kl_divergence(given_or_not(log_p), given_or_not(of_base))
+            loss = loss + self._keep("given_kl", kl, len(rows))
         return loss
 
     def _lost_right(self, rows: Sequence[Mapping[str, Any]], scores: Scores, base: Scores) -> torch.Tensor:
@@ -158,14 +159,17 @@ class ObjectiveTrainer(PublishingTrainer):
         if not known:
             return scores.answers.new_zeros(())
         device, most = scores.answers.device, max(len(rows[n]["answers"]) for n in known)
-        log_p, of_base = (x.answers[known, :most].to(device).log_softmax(-1) for x in (scores, base))
-        lost = lost_kl(log_p, of_base, torch.tensor([rows[n]["right"] for n in known], device=device))
-        return self._keep("lost_right_kl", lost)
+        right = torch.tensor([rows[n]["right"] for n in known], device=device).unsqueeze(-1)
+        shares = (x.answers[known, :most].to(device).log_softmax(-1).gather(1, right) for x in (scores, base))
+        return self._keep("lost_right_kl", lost_kl(*(share.squeeze(-1) for share in shares)), len(rows))
 
-    def _keep(self, name: str, kl: torch.Tensor) -> torch.Tensor:
-        """A KL of what is to be kept, in units of the reward's weight: it grows with what the reward asks for."""
+    def _keep(self, name: str, kl: torch.Tensor, rows: int) -> torch.Tensor:
+        """
+        A KL of what is to be kept, in units of the reward's weight: it grows with what the reward asks for. The mean
+        is over all `rows`, of which other processes have as many, also those that have nothing to keep.
+        """
         self._note(name, kl)
-        return self.reward_weight * self.args.keep_coef * kl.mean()
+        return self.reward_weight * self.args.keep_coef * kl.sum() / rows
 
     def _kl(self, scores: Scores, base: Scores, name: str) -> torch.Tensor:
         """KL(steered || base) of what is said to each question, as far as it decides the answer."""

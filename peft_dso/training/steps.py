@@ -100,12 +100,12 @@ class SteppingTrainer(LoggingTrainer):
 
     def _update_reward_weight(self, over: float) -> None:
         """
-        One step of the reward's multiplier towards a bias of `stop_bias`; where a cap binds it does not rise, and it
-        falls as far as one is exceeded (`over`: 1 is twice the cap).
+        One step of the reward's multiplier: up where the answers are not fair yet and no cap binds; where one does, by
+        how far below or above it the model is (`over`: 1 is twice the cap), so that it stays on average at the cap.
         """
         args, biases = self.args, self._callback.biases
-        bias = sum(biases) / len(biases) if biases else 0.0
-        weight = updated_multiplier(self.reward_weight, bias, max(args.stop_bias, 1e-6), args.kl_rate)
-        if self.beta > max(1e-6, args.beta) or self.neutral_weight > args.neutral_coef:
-            weight = min(weight, self.reward_weight - args.kl_rate * min(max(0.0, over), 1.0))
+        if not biases or sum(biases) / len(biases) < args.stop_bias:
+            return
+        binds = self.beta > max(1e-6, args.beta) or self.neutral_weight > args.neutral_coef
+        weight = self.reward_weight - args.kl_rate * (max(-1.0, min(over, 1.0)) if binds else -1.0)
         self.reward_weight = min(max(1.0, weight), args.max_reward_weight)

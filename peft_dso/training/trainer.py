@@ -30,7 +30,16 @@ from .adapter import (
 from .callback import STATE_KEY, DSOCallback
 from .checkpoints import checkpoint_to_resume
 from .config import DSOTrainerConfig
-from .data import QuestionRows, all_rows, as_rows, check_reward, eval_rows, neutral_tokens, retained_rows
+from .data import (
+    QuestionRows,
+    all_rows,
+    as_rows,
+    check_reward,
+    eval_rows,
+    neutral_tokens,
+    retained_rows,
+    warn_of_halves,
+)
 from .sampler import OccupationSampler
 from .scorer import Scorer
 from .steps import SteppingTrainer
@@ -108,7 +117,7 @@ class DSOTrainer(SteppingTrainer):
         **kwargs: Any,
     ) -> None:
         args = DSOTrainerConfig("dso-output") if args is None else args
-        open_rows = self._take_rows(train_dataset, retain_dataset if args.retain_coef else None, args)
+        open_rows = self._take_rows(train_dataset, retain_dataset, args)
         evaluated = eval_rows(eval_dataset, self.groups)
         peft_config = adapter_config(model, peft_config)
         trained = check_adapter(model) if has_adapters(model) else {}
@@ -153,9 +162,12 @@ class DSOTrainer(SteppingTrainer):
         if not open_rows:
             raise ValueError("train_dataset has no ambiguous question (right=None): there is nothing to make fair.")
         self.groups = trainable_groups(open_rows)
-        self.retain_rows = [row for row in rows if row.get("right") is not None] if args.retain_coef else []
-        if retain_dataset is not None:
-            self.retain_rows += retained_rows(retain_dataset)
+        if args.rollouts == "enumerate":
+            warn_of_halves(open_rows, args.questions_per_occupation)
+        self.retain_rows = []
+        if args.retain_coef or (args.keep_coef and args.rollouts == "enumerate"):
+            self.retain_rows = [row for row in rows if row.get("right") is not None]
+            self.retain_rows += [] if retain_dataset is None else retained_rows(retain_dataset)
         return open_rows
 
     def _take_rewards(self, reward_funcs: Any, args: DSOTrainerConfig) -> Any:
@@ -240,11 +252,14 @@ class DSOTrainer(SteppingTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """
         As TRL's, within a training at strength 1. The answers of an evaluation count for its own bias, not towards the
-        majorities of training.
+        majorities of training, and in its loss reward and KL weigh what they do at the start, so that one evaluation
+        can be compared with the next.
         """
         rewards = self.counting_rewards()
         before = [(reward.counts, reward.due, reward.latest) for reward in rewards]
+        weights = self.beta, self.reward_weight
         self._evaluated = []
+        self.beta, self.reward_weight = self.args.beta, 1.0
         for reward in rewards:
             reward.reset()
         uniform = self.is_in_train and self.args.training_strength == "uniform"
@@ -252,6 +267,7 @@ class DSOTrainer(SteppingTrainer):
             with steering_strength(self._dso_model, 1.0, "default") if uniform else nullcontext():
                 return super().evaluate(*args, **kwargs)
         finally:
+            self.beta, self.reward_weight = weights
             for reward, kept in zip(rewards, before, strict=True):
                 reward.counts, reward.due, reward.latest = kept
 
