@@ -180,7 +180,7 @@ def test_the_multiplier_does_not_hang_on_how_often_is_logged(tmp_path, changes):
         job.train()
         spent, found = spent or history(job, "sampled_kl"), [*found, job.beta]
     for kl in spent:
-        beta = max(0.1, beta + 0.5 * max(1, beta) * min(kl / 1e-3 - 1, 1))
+        beta = max(0.1, beta + 0.5 * min(kl / 1e-3 - 1, 1))
     assert len(spent) == 6 and beta > 0.1
     assert found == pytest.approx([beta] * 3, rel=1e-5)
 
@@ -235,7 +235,7 @@ def test_the_reward_weighs_more_while_no_cap_binds(tmp_path, changes, expected):
 
 
 def test_caps_move_in_units_of_the_reward(tmp_path):
-    """Twice the cap, at a rate of 0.5: by 0.5 for a reward that weighs 1, by more where it, or the multiplier, does."""
+    """Twice the cap, at a rate of 0.5: by 0.5 for a reward that weighs 1, by three times that where it weighs 3."""
     settings = {"kl_rate": 0.5, "neutral_coef": 1.0, "max_neutral_kl": 0.01, "max_kl": 0.1, "beta": 0.1}
     job = trainer(tmp_path, **settings)
     job._callback.biases.append(1.0)
@@ -243,8 +243,7 @@ def test_caps_move_in_units_of_the_reward(tmp_path):
         job.reward_weight, job.neutral_weight, job.beta = weight, 2.0, 1.0
         job._spent = {"kl": [0.15], "neutral_kl": [0.02]}
         job._update_multipliers()
-        assert job.neutral_weight == pytest.approx(2 + 0.5 * max(2, weight))
-        assert job.beta == pytest.approx(1 + 0.25 * weight)
+        assert job.neutral_weight == pytest.approx(2 + 0.5 * weight) and job.beta == pytest.approx(1 + 0.25 * weight)
         assert job.reward_weight == max(1.0, weight - 0.5)
 
 

@@ -67,8 +67,7 @@ class DSOTrainerConfig(RLOOConfig):
         max_kl (`float`, *optional*):
             The same in nats; where both are given the lower one binds.
         kl_rate (`float`, defaults to 0.1):
-            How fast a multiplier moves: its change per step at twice the cap, in units of the reward's weight, or of
-            itself where it is larger.
+            How fast a multiplier moves: its change per step at twice the cap, in units of the reward's weight.
         retain_coef (`float`):
             Weight of the KL to the base on rows whose answer must not change: the unambiguous rows of the training set
             and the `retain_dataset`. 0 leaves this KL out.

@@ -77,6 +77,7 @@ class SteppingTrainer(LoggingTrainer):
         """One step of the multipliers: of the KL and of neutral text towards their caps, of the reward to fairness."""
         args, kl = self.args, self._recent("kl" if self.args.rollouts == "enumerate" else "sampled_kl")
         caps = [] if args.max_kl is None else [(args.max_kl, args.max_kl)]
+        rate = args.kl_rate * self.reward_weight  # a multiplier is worth what it is in units of the reward
         least = self._recent("least_kl")
         if args.max_kl_ratio is not None and least > 0:
             # What fairness needs differs much from batch to batch. The excess is that of this batch, in units of what
@@ -88,22 +89,14 @@ class SteppingTrainer(LoggingTrainer):
             cap, unit = min(caps)
             over = (kl - cap) / unit
             # TRL skips the reference at exactly 0 and could then never see the KL rise again.
-            self.beta = max(1e-6, args.beta, self._moved(self.beta, over))
+            self.beta = max(1e-6, args.beta, updated_multiplier(self.beta, 1 + over, 1.0, rate))
         neutral = self._recent("neutral_kl")
         if args.max_neutral_kl is not None and neutral == neutral:
-            beyond = neutral / args.max_neutral_kl - 1
-            self.neutral_weight = max(args.neutral_coef, self._moved(self.neutral_weight, beyond))
+            weight = updated_multiplier(self.neutral_weight, neutral, args.max_neutral_kl, rate)
+            self.neutral_weight = max(args.neutral_coef, weight)
             if caps and kl == kl:
-                self._update_reward_weight(max(over, beyond))
+                self._update_reward_weight(max(over, neutral / args.max_neutral_kl - 1))
         self._spent.clear()  # one batch of sampled answers may serve several steps: what it spent counts once
-
-    def _moved(self, multiplier: float, over: float) -> float:
-        """
-        A multiplier after one step at a KL that is beyond its cap by `over` (1 is twice the cap). It moves in units of
-        the reward's weight, and of itself where it is larger: whatever it has to become is not far.
-        """
-        rate = self.args.kl_rate * max(self.reward_weight, multiplier)
-        return updated_multiplier(multiplier, 1 + over, 1.0, rate)
 
     def _update_reward_weight(self, over: float) -> None:
         """
