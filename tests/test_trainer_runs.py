@@ -26,7 +26,13 @@ from peft_dso import DSOConfig, DSOLayer, DSOTrainer, FairnessReward, get_steeri
         {"rollouts": "sample", "num_generations": 2},
         {"l1_coef": 0.2, "l1_until": 0.5, "decoding_temperatures": [1.0, 0.3]},
         {"max_kl": 100.0, "neutral_coef": 1.0, "max_neutral_kl": 100.0},
-        {"max_kl": None, "max_kl_ratio": 0.002, "neutral_coef": 1.0, "max_neutral_kl": 1e-5},
+        {
+            "per_device_train_batch_size": 4,
+            "max_kl": None,
+            "max_kl_ratio": 0.002,
+            "neutral_coef": 1.0,
+            "max_neutral_kl": 1e-5,
+        },
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, changes):

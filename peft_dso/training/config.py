@@ -73,7 +73,7 @@ class DSOTrainerConfig(RLOOConfig):
             and the `retain_dataset`. 0 leaves this KL out.
         retain_batch_size (`int`):
             How many of those rows go into each step, per device.
-        keep_coef (`float`):
+        keep_coef (`float`, defaults to 0.3):
             Weight, in units of the reward's, of the KL of what fairness is not to cost: on rows with a right answer
             (those of `retain_coef`) that answer's share of the named ones, where it falls below the base's (what it
             gains is free), and on ambiguous rows how often any of the answers is given (with `abstain_reward=None`).
@@ -158,7 +158,7 @@ class DSOTrainerConfig(RLOOConfig):
     )
     retain_batch_size: int = field(default=12, metadata={"help": "Rows of that kind per step and device."})
     keep_coef: float = field(
-        default=1.0,
+        default=0.3,
         metadata={"help": "Weight, in the reward's units, of what right answers lose and of answering more or less."},
     )
     neutral_coef: float = field(default=1.0, metadata={"help": "Weight of the KL to the base on neutral text."})
