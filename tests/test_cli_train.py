@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerState
 
 from peft_dso import DSOTrainer, cli, evaluation
 from peft_dso.cli import train
+from peft_dso.cli.arguments import check_device
 from peft_dso.cli.train_sets import train_and_test
 from peft_dso.evaluation import load_report
 from peft_dso.inspect import REPORT, describe
@@ -57,10 +58,10 @@ def test_the_device_is_the_trainers_too(tmp_path, monkeypatch):
         assert train.settings_of(options).use_cpu == on_cpu
     first = torch.device("cuda", 0)
     for device in ("cuda", "cuda:0"):
-        train.check_device(device, first)
-    train.check_device("mps", torch.device("mps"))
+        check_device(device, first)
+    check_device("mps", torch.device("mps"))
     with pytest.raises(ValueError, match="--device cuda:3: this training takes cuda:0 .*CUDA_VISIBLE_DEVICES=3"):
-        train.check_device("cuda:3", first)
+        check_device("cuda:3", first)
     with pytest.raises(ValueError, match="takes cpu"):
         train.settings_of(argparse.Namespace(**{**vars(options), "device": "cuda", "fields": ["--use_cpu", "True"]}))
 

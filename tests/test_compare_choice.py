@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from compared import PARTS, TOKENIZER, load, run
 from models import tiny_questions
 
@@ -214,3 +215,12 @@ def test_options_that_mean_nothing_are_refused(tmp_path, capsys, more, message):
     call = ["compare", "--model", "nowhere", "--questions", "pronouns", "--out", str(tmp_path)]
     assert cli.main([*call, *more]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_the_cpu_is_taken_where_there_is_an_accelerator(tmp_path, capsys, monkeypatch):
+    """By whichever name, as `peft-dso train` does; what ends this call is that there is no such model."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    call = ["compare", "--model", str(tmp_path / "nowhere"), "--questions", "pronouns", "--out", str(tmp_path / "out")]
+    for device in ("cpu", "cpu:0"):
+        assert cli.main([*call, "--device", device]) == 1
+        assert "nowhere" in capsys.readouterr().err

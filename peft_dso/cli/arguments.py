@@ -91,6 +91,25 @@ def add_device(parser: argparse.ArgumentParser, such_as: str = "cpu or cuda:1") 
     parser.add_argument("--device", help=f"such as {such_as}; default the accelerator, if there is one")
 
 
+def check_device(wanted: str, taken: Any) -> None:
+    """
+    Refuse a device that is not the trainer's, which transformers chooses.
+
+    Args:
+        wanted (`str`): what `--device` says.
+        taken (`torch.device`): the trainer's.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if wanted not in (taken.type, f"{taken.type}:{taken.index or 0}"):
+        index = wanted.partition(":")[2] or "1"
+        raise ValueError(
+            f"--device {wanted}: this training takes {taken} (the first accelerator that it sees; the CPU with "
+            f"--device cpu). Leave --device out; CUDA_VISIBLE_DEVICES={index} in front shows it another one."
+        )
+
+
 def add_questions(parser: argparse.ArgumentParser, required: bool) -> None:
     from ..questions import describe_sets
 

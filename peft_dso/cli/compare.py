@@ -6,7 +6,16 @@ import argparse
 from functools import partial
 from typing import Any
 
-from .arguments import add_device, add_model, add_questions, chosen_questions, say, shown_name, shown_names
+from .arguments import (
+    add_device,
+    add_model,
+    add_questions,
+    check_device,
+    chosen_questions,
+    say,
+    shown_name,
+    shown_names,
+)
 
 
 def add(commands: Any) -> None:
@@ -51,13 +60,13 @@ def run(options: argparse.Namespace) -> int:
     from ..models import load_base
     from ..questions import OCCUPATIONS, load_occupations, neutral_texts
     from ..training import DSOTrainerConfig
-    from .train import check_device
 
     for option in ("measure_on", "neutral_texts"):
         if getattr(options, option) < 0:
             raise ValueError(f"--{option.replace('_', '-')} {getattr(options, option)}: give 0 or more.")
     methods = [m.name for m in chosen_methods(None if options.methods is None else options.methods.split(","))]
-    if "dso" in methods and options.device not in (None, "cpu") and torch.accelerator.is_available():
+    on_cpu = (options.device or "cpu").partition(":")[0] == "cpu"  # which the trainer takes beside an accelerator too
+    if "dso" in methods and not on_cpu and torch.accelerator.is_available():
         check_device(options.device, DSOTrainerConfig("unused", report_to=[]).device)
     measured = options.measure_on or None
     divided = partial(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .arguments import add_device, add_model, add_questions, say, shown_name, shown_names
+from .arguments import add_device, add_model, add_questions, check_device, say, shown_name, shown_names
 from .train_sets import check_ambiguous, count_in_both, train_and_test
 
 
@@ -147,25 +147,6 @@ def check_settings(options: argparse.Namespace, settings: Any) -> Any:
         return checkpoint_to_resume(True if wanted in ("True", "true") else wanted, settings.output_dir)
     except ValueError as error:
         raise ValueError(f"--resume_from_checkpoint {wanted}: {error}") from None
-
-
-def check_device(wanted: str, taken: Any) -> None:
-    """
-    Refuse a device that is not the trainer's, which transformers chooses.
-
-    Args:
-        wanted (`str`): what `--device` says.
-        taken (`torch.device`): the trainer's.
-
-    Raises:
-        ValueError: they differ.
-    """
-    if wanted not in (taken.type, f"{taken.type}:{taken.index or 0}"):
-        index = wanted.partition(":")[2] or "1"
-        raise ValueError(
-            f"--device {wanted}: this training takes {taken} (the first accelerator that it sees; the CPU with "
-            f"--device cpu). Leave --device out; CUDA_VISIBLE_DEVICES={index} peft-dso train ... shows it another one."
-        )
 
 
 def measured(model: Any, processor: Any, test: Any, strengths: Sequence[float], texts: Sequence[str]) -> Any:
