@@ -118,6 +118,9 @@ def test_training_ends_where_the_answers_are_fair(tmp_path):
     bias = history(early, "per_occupation_bias")
     windows = [sum(bias[n : n + 10]) / 10 for n in range(len(bias) - 9)]
     assert windows[-1] < 0.15 <= min(windows[:-1])
+    seldom = trainer(tmp_path, stop_bias=0.15, logging_steps=7, **settings)
+    seldom.train()
+    assert f"the answers were fair (stop_bias): bias {windows[-1]:.3f} on" in seldom.why_it_ended()
     early.args.stop_bias = 0.0
     early.train()  # another run looks at its own steps alone
     assert early.state.global_step == 60 and "since the answers were fair" not in early.why_it_ended()

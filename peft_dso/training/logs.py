@@ -21,6 +21,7 @@ class LoggingTrainer(ObjectiveTrainer):
     """The part of the trainer that logs."""
 
     ended_fair = False  # before its last step, since the answers were fair
+    _callback: Any  # knows the biases of the last steps
 
     def why_it_ended(self) -> str:
         """In a sentence, how far the training has come and what bound it."""
@@ -31,6 +32,8 @@ class LoggingTrainer(ObjectiveTrainer):
             sum(values) / len(values) if (values := [entry[name] for entry in last if name in entry]) else float("nan")
             for name in ("per_occupation_bias", "kl", "sampled_kl", "least_kl")
         )
+        if self.ended_fair:  # what it was judged by, whatever is logged
+            bias = sum(self._callback.biases) / len(self._callback.biases)
         spent = [f"bias {bias:.3f} on the last batches"] if last else []
         if least > 0:
             spent.append(f"KL {exact / least:.1f} times the least")

@@ -20,7 +20,6 @@ class SteppingTrainer(LoggingTrainer):
     """The part of the trainer that acts before and after each step of the optimizer."""
 
     pairs: PairSteps
-    _callback: Any  # knows the biases of the last steps
     usual_least: float  # running mean of the least KL that fairness needs, 0 before there is one
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
