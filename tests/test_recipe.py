@@ -418,6 +418,14 @@ def test_text_and_pictures_train_together_whichever_comes_first(tmp_path):
     assert all(not torch.equal(start[name], value) for name, value in vectors(job.model).items())
 
 
+def test_a_loss_that_is_not_finite_stops(tmp_path):
+    job = trainer(tmp_path, max_steps=1)
+    with torch.no_grad():
+        next(p for n, p in job.model.named_parameters() if n.endswith("slope")).fill_(float("inf"))
+    with pytest.raises((FloatingPointError, ValueError), match="loss is|NaN or infinity"):
+        job.train()
+
+
 def test_the_defaults_are_one_recipe():
     """No option is needed, and what is rewarded are the named answers."""
     args = DSOTrainerConfig("out", use_cpu=True)

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, Optional
 
 
+CPU = ("cpu", "cpu:0")  # what `--device` calls it; the trainer takes it beside an accelerator too
+
+
 def say(line: str) -> None:
     print(line, flush=True)
 

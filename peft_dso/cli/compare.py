@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from .arguments import (
+    CPU,
     add_device,
     add_model,
     add_questions,
@@ -65,8 +66,7 @@ def run(options: argparse.Namespace) -> int:
         if getattr(options, option) < 0:
             raise ValueError(f"--{option.replace('_', '-')} {getattr(options, option)}: give 0 or more.")
     methods = [m.name for m in chosen_methods(None if options.methods is None else options.methods.split(","))]
-    on_cpu = (options.device or "cpu").partition(":")[0] == "cpu"  # which the trainer takes beside an accelerator too
-    if "dso" in methods and not on_cpu and torch.accelerator.is_available():
+    if "dso" in methods and options.device not in (None, *CPU) and torch.accelerator.is_available():
         check_device(options.device, DSOTrainerConfig("unused", report_to=[]).device)
     measured = options.measure_on or None
     divided = partial(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .arguments import add_device, add_model, add_questions, check_device, say, shown_name, shown_names
+from .arguments import CPU, add_device, add_model, add_questions, check_device, say, shown_name, shown_names
 from .train_sets import check_ambiguous, count_in_both, train_and_test
 
 
@@ -109,7 +109,7 @@ def settings_of(options: argparse.Namespace) -> Any:
 
     arguments = ["--output_dir", options.out, "--report_to", "none", "--save_strategy", "no", "--logging_steps", "1"]
     arguments += ["--log_level", options.log_level]
-    if options.device in ("cpu", "cpu:0"):
+    if options.device in CPU:
         arguments += ["--use_cpu", "True"]
     (settings,) = HfArgumentParser(DSOTrainerConfig).parse_args_into_dataclasses([*arguments, *options.fields])
     if options.device is not None and torch.accelerator.is_available():

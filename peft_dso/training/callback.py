@@ -24,6 +24,11 @@ class DSOCallback(TrainerCallback):
         self.biases: deque[float] = deque(maxlen=STOP_AFTER)
         self.said: list[list[Said]] = []  # since the last step, for each temperature
 
+    @property
+    def recent_bias(self) -> float:
+        """The mean bias of the last steps; NaN before the first."""
+        return sum(self.biases) / len(self.biases) if self.biases else float("nan")
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.biases.clear()
         self.trainer._spent.clear()
@@ -72,5 +77,5 @@ class DSOCallback(TrainerCallback):
         ]
         # Where nothing was answered there is no bias to call fair.
         self.biases.append(max((bias if bias == bias else float("inf") for bias in biases), default=float("inf")))
-        if len(self.biases) == STOP_AFTER and sum(self.biases) / STOP_AFTER < args.stop_bias:
+        if len(self.biases) == STOP_AFTER and self.recent_bias < args.stop_bias:
             control.should_training_stop = self.trainer.ended_fair = True

@@ -33,7 +33,7 @@ class LoggingTrainer(ObjectiveTrainer):
             for name in ("per_occupation_bias", "kl", "sampled_kl", "least_kl")
         )
         if self.ended_fair:  # what it was judged by, whatever is logged
-            bias = sum(self._callback.biases) / len(self._callback.biases)
+            bias = self._callback.recent_bias
         spent = [f"bias {bias:.3f} on the last batches"] if last else []
         if least > 0:
             spent.append(f"KL {exact / least:.1f} times the least")

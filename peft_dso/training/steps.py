@@ -102,8 +102,8 @@ class SteppingTrainer(LoggingTrainer):
         One step of the reward's multiplier: up where the answers are not fair yet and no cap binds; where one does, by
         how far below or above it the model is (`over`: 1 is twice the cap), so that it stays on average at the cap.
         """
-        args, biases = self.args, self._callback.biases
-        if not biases or sum(biases) / len(biases) < args.stop_bias:
+        args = self.args
+        if not self._callback.recent_bias >= args.stop_bias:  # fair, or not known yet
             return
         binds = self.beta > max(1e-6, args.beta) or self.neutral_weight > args.neutral_coef
         weight = self.reward_weight - args.kl_rate * (max(-1.0, min(over, 1.0)) if binds else -1.0)
