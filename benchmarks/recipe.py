@@ -5,7 +5,7 @@ What the trainer's defaults reach, model by model and task by task, with no sett
 
 MODEL is smollm2, gemma-3-270m, qwen2.5-coder-0.5b-instruct (see real_models.py) or a folder; default the first three.
 Each pair of model and task is trained once and written to DIR as it is done: a second run goes on where the first one
-ended.
+ended, within a training at its last checkpoint.
 
 Frames and occupations are split three ways. Nothing is chosen here, so that this script trains on the "train" frames
 and judges on the "test" frames and on the occupations that `split_occupations` holds out; the defaults were chosen on
@@ -18,10 +18,10 @@ import argparse
 import gc
 import itertools
 import json
-import time
 from pathlib import Path
 
 from real_models import MODELS, model_folder
+from transformers.trainer_utils import get_last_checkpoint
 
 from peft_dso import DSOConfig, DSOTrainer, DSOTrainerConfig
 from peft_dso.evaluation import save_report, sweep
@@ -52,16 +52,20 @@ def measure(name: str, task: str, out: Path, most: int) -> dict:
         return {"model": name, "task": task, "skipped": "no chat template"}
     train, test = questions(task, most)
     folder = out / f"{name.replace('/', '_')}-{task}"
-    begun = time.monotonic()
+    checkpoints = folder / "trainer"
+    saved = {"save_strategy": "steps", "save_steps": 20, "save_total_limit": 1}
     trainer = DSOTrainer(
         model=model,
-        args=DSOTrainerConfig(str(folder / "trainer"), report_to=[], save_strategy="no", disable_tqdm=True),
+        args=DSOTrainerConfig(str(checkpoints), report_to=[], disable_tqdm=True, **saved),
         train_dataset=train,
         processing_class=processor,
         peft_config=DSOConfig(task_type="CAUSAL_LM"),
     )
-    trainer.train()
-    seconds = time.monotonic() - begun
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None)
+    # of all runs that it took
+    seconds = sum(
+        line["step_time"] * trainer.args.logging_steps for line in trainer.state.log_history if "step_time" in line
+    )
     steered = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     steered.save_pretrained(folder / "adapter")
     report = sweep(steered, processor, test, STRENGTHS, neutral=neutral_texts("test"), progress=True)

@@ -26,6 +26,7 @@ from peft_dso import DSOConfig, DSOLayer, DSOTrainer, FairnessReward, get_steeri
         {"rollouts": "sample", "num_generations": 2},
         {"l1_coef": 0.2, "l1_until": 0.5, "decoding_temperatures": [1.0, 0.3]},
         {"max_kl": 100.0, "neutral_coef": 1.0, "max_neutral_kl": 100.0},
+        {"step_unit": "fisher", "learning_rate": 0.02},
         {
             "per_device_train_batch_size": 4,
             "max_kl": None,
