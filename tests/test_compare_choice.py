@@ -1,5 +1,6 @@
 """What a comparison chooses, what it refuses, and its command."""
 
+import dataclasses
 import json
 
 import pytest
@@ -173,7 +174,7 @@ def test_methods_by_name():
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_command(tmp_path, capsys, monkeypatch):
     model, tokenizer = load()
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
@@ -204,6 +205,13 @@ def test_the_command(tmp_path, capsys):
     assert "fitted already" in out and "\ncaa: test: both answers lose their probability" in out
     assert cli.main([*call, "caa,magic"]) == 1
     assert "choose of dso, caa" in capsys.readouterr().err
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(METHODS, "iti", dataclasses.replace(METHODS["iti"], fit=interrupted))
+    assert cli.main([*call, "iti", "--measure-on", "8"]) == 130
+    assert f"stays in {tmp_path / 'out'}: the same command goes on" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

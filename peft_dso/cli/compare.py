@@ -84,18 +84,22 @@ def run(options: argparse.Namespace) -> int:
             parts = earlier
     texts = neutral_texts("test")[: options.neutral_texts]
     name = shown_name(options.model)
-    found = compare(
-        lambda: load_base(options.model, options.dtype, device=options.device),
-        parts,
-        options.out,
-        methods,
-        seeds=options.seeds,
-        neutral=texts or None,
-        occupations=OCCUPATIONS if options.occupations is None else load_occupations(options.occupations),
-        description={"model": name, "questions": shown_names(options.questions)},
-        say=say,
-        progress=True,
-    )
+    try:
+        found = compare(
+            lambda: load_base(options.model, options.dtype, device=options.device),
+            parts,
+            options.out,
+            methods,
+            seeds=options.seeds,
+            neutral=texts or None,
+            occupations=OCCUPATIONS if options.occupations is None else load_occupations(options.occupations),
+            description={"model": name, "questions": shown_names(options.questions)},
+            say=say,
+            progress=True,
+        )
+    except KeyboardInterrupt:
+        say(f"\nWhat is fitted and measured stays in {options.out}: the same command goes on from there.")
+        raise
     if found.reports:
         say(f"\n{format_comparison(found)}\n")
         for line in warning_lines(found):
