@@ -18,15 +18,16 @@ import argparse
 import gc
 import itertools
 import json
+import statistics
 from pathlib import Path
 
 from real_models import MODELS, model_folder
-from transformers.trainer_utils import get_last_checkpoint
 
 from peft_dso import DSOConfig, DSOTrainer, DSOTrainerConfig
 from peft_dso.evaluation import save_report, sweep
 from peft_dso.models import load_base
 from peft_dso.questions import load_questions, neutral_texts, split_occupations, subset
+from peft_dso.training.checkpoints import is_complete
 
 
 STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -61,11 +62,10 @@ def measure(name: str, task: str, out: Path, most: int) -> dict:
         processing_class=processor,
         peft_config=DSOConfig(task_type="CAUSAL_LM"),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None)
-    # of all runs that it took
-    seconds = sum(
-        line["step_time"] * trainer.args.logging_steps for line in trainer.state.log_history if "step_time" in line
-    )
+    trainer.train(resume_from_checkpoint=any(is_complete(str(path)) for path in checkpoints.glob("checkpoint-*")))
+    # Of all runs that it took.
+    step_times = [line["step_time"] for line in trainer.state.log_history if "step_time" in line]
+    seconds = statistics.mean(step_times) * trainer.state.global_step
     steered = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     steered.save_pretrained(folder / "adapter")
     report = sweep(steered, processor, test, STRENGTHS, neutral=neutral_texts("test"), progress=True)
