@@ -61,8 +61,7 @@ def check(name: str, questions: int, samples: int) -> str:
         named[numbers] = answers[numbers].sum(-1) + scores.abstentions.exp().double().numpy()
     said, counted = np.zeros((questions, 2)), np.zeros(questions)
     for number, (row, question) in enumerate(zip(tqdm(rows), encoded, strict=True)):
-        named_forms = [*row["forms"][0], *row["forms"][1], *row["abstentions"]]
-        length = 1 + max(len(processor.encode(form, add_special_tokens=False)) for form in named_forms)
+        length = 1 + max(len(form) for forms in (*question.answers, question.abstentions) for form in forms)
         for text in sampled(model, processor, question.prompt, samples, length):
             which = [text.startswith(tuple(forms)) for forms in row["forms"]]
             said[number] += which

@@ -13,9 +13,10 @@ from peft_dso.baselines.comparison import Comparison, Fit, compare
 from peft_dso.baselines.methods import METHODS, chosen_methods
 from peft_dso.baselines.outcome import chosen_results, chosen_strength, warning_lines
 from peft_dso.baselines.outcome_card import card_section
-from peft_dso.baselines.parts import Parts, digest, parts_of
+from peft_dso.baselines.parts import Parts, parts_of
 from peft_dso.evaluation import Report, StrengthResult, load_report, save_report
 from peft_dso.evaluation.measures import Measure
+from peft_dso.scoring.keys import digest
 
 
 # --- what is chosen, on figures of the test's own --------------------------------------------------------------------

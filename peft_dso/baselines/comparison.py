@@ -24,13 +24,14 @@ from ..evaluation import Report, load_report, save_report, sweep
 from ..export.card import save_card
 from ..inspect import REPORT, VECTORS
 from ..questions import OCCUPATIONS, Occupation
+from ..scoring.keys import digest
 from ..tuner.sites import fingerprint
 from .adapters import biases_meant
 from .claims import check_free, claim, weights_mark
 from .dso import fit_dso
 from .fits import Comparison, Fit, label_of, seeds_of
 from .methods import METHODS, Method, chosen_methods
-from .parts import Parts, check_model, check_parts, digest
+from .parts import Parts, check_model, check_parts
 from .prompting import WORDINGS, askable_wordings, choose_prompt, prompts
 
 

@@ -5,8 +5,6 @@ fitted.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from ..evaluation.warnings import LEAST_MASS
 from ..questions import OCCUPATIONS, Occupation, check_questions, hold_out, subset, trainable_groups
 from ..questions.splits import hold_occupations, missing, occupations_named, unit_column
 from ..scoring import check_readable, check_reads_pictures, encode_row, row_images
+from ..scoring.keys import question_key
 from .activations import encode_text
 from .contrasts import balanced, fit_rows, majorities_of, pro_gender
 from .iti import head_count, probe_split
@@ -43,22 +42,6 @@ class Parts:
     train: Rows
     validation: Rows
     test: Rows
-
-
-def question_key(row: Mapping[str, Any]) -> str:
-    """What makes a question the same as another: what the model reads, who it is about, and the answers."""
-    return digest([row["prompt"], row_images(row), row["occupation"], sorted(row["answers"])])
-
-
-def digest(value: Any) -> str:
-    """Sixteen letters that stand for a value; pictures by what they show."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_shown).encode()).hexdigest()[:16]
-
-
-def _shown(value: Any) -> Any:
-    if hasattr(value, "tobytes"):
-        return [str(getattr(value, "size", "")), hashlib.sha256(value.tobytes()).hexdigest()]
-    return list(value) if isinstance(value, (tuple, set, frozenset)) else str(value)
 
 
 def parts_of(

@@ -57,9 +57,10 @@ def run(options: argparse.Namespace) -> int:
     from ..baselines.methods import chosen_methods
     from ..baselines.outcome import format_comparison, warning_lines
     from ..baselines.outcome_card import save_comparison
-    from ..baselines.parts import digest, parts_of
+    from ..baselines.parts import parts_of
     from ..models import load_base
     from ..questions import OCCUPATIONS, load_occupations, neutral_texts
+    from ..scoring.keys import digest
     from ..training import DSOTrainerConfig
 
     for option in ("measure_on", "neutral_texts"):

@@ -46,7 +46,7 @@ def train_and_test(options: argparse.Namespace) -> tuple[list[dict[str, Any]], d
 
 def count_in_both(train: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]]) -> int:
     """How many of the questions to measure on are trained on."""
-    from ..baselines.parts import question_key
+    from ..scoring.keys import question_key
 
     seen = {question_key(row) for row in train}
     return sum(question_key(row) in seen for row in test)
