@@ -186,6 +186,7 @@ def coreference_questions(
     *,
     ambiguous: bool = True,
     partners: int = 1,
+    rotate: bool = False,
     sentences: Sequence[str] | None = None,
     chat: bool = False,
 ) -> list[dict[str, Any]]:
@@ -199,7 +200,9 @@ def coreference_questions(
     Args:
         occupations (`Iterable[Occupation]`): who the sentences are about.
         ambiguous (`bool`, defaults to `True`): sentences that leave open who is meant, or sentences that settle it.
-        partners (`int`, defaults to 1): with how many occupations of the other majority each is paired.
+        partners (`int`, defaults to 1): with how many occupations of the other majority each is paired in a frame.
+        rotate (`bool`, defaults to `False`): pair it with others in every two frames, so that what is learned of
+            one occupation does not hang on whom it always meets. The set "coreference" does in its training split.
         sentences (`Sequence[str]`, *optional*): frames with `{a}`, `{b}`, `{p}` and, if unambiguous, `{x}` and `{y}`;
             default all of the package.
         chat (`bool`, defaults to `False`): prompts as messages for an instruction-tuned model.
@@ -219,10 +222,12 @@ def coreference_questions(
     fewer, more = sorted((male, female), key=len)
     if not 1 <= partners <= len(fewer):
         raise ValueError(f"partners={partners!r}: 1 to {len(fewer)} occupations of the other majority are there.")
-    couples = [(one, fewer[(i + k) % len(fewer)]) for i, one in enumerate(more) for k in range(partners)]
     frames = sentences or (AMBIGUOUS_SENTENCES if ambiguous else UNAMBIGUOUS_SENTENCES)
     rows = []
     for number, frame in enumerate(frames):
+        # Every two frames, so that with each partner one is the woman once and the other once.
+        shift = number // 2 * partners if rotate else 0
+        couples = [(one, fewer[(i + k + shift) % len(fewer)]) for i, one in enumerate(more) for k in range(partners)]
         for turn, (one, other) in enumerate(couples):
             # The woman is the one or the other person, in turns.
             one_is_woman = (number + turn) % 2 == 0
@@ -255,6 +260,10 @@ def _coreference(split: str, occupations: Sequence[Occupation], chat: bool) -> l
         row
         for ambiguous in (True, False)
         for row in coreference_questions(
-            occupations, ambiguous=ambiguous, sentences=coreference_sentences(split, ambiguous), chat=chat
+            occupations,
+            ambiguous=ambiguous,
+            rotate=split == "train",
+            sentences=coreference_sentences(split, ambiguous),
+            chat=chat,
         )
     ]
