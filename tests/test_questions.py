@@ -11,6 +11,7 @@ from peft_dso.questions import (
     check_questions,
     coreference_questions,
     coreference_sentences,
+    load_questions,
     pronoun_questions,
     split_occupations,
 )
@@ -180,6 +181,30 @@ def test_coreference_comes_in_quadruples(ambiguous):
         charged.setdefault(row["prompt"], []).append(row["occupation"])
     if ambiguous:
         assert all(len(set(names)) == 2 for names in charged.values())
+
+
+@pytest.mark.parametrize("ambiguous", [True, False])
+def test_coreference_is_trained_with_many_partners(ambiguous):
+    def couples(split):
+        rows = [r for r in load_questions("coreference", split) if (r["right"] is None) == ambiguous]
+        met, women, asked = {}, {}, {}
+        for row in rows:
+            one, other = sorted(answer.strip() for answer in row["answers"])
+            met.setdefault(one, set()).add(other)
+            met.setdefault(other, set()).add(one)
+            asked[row["occupation"]] = asked.get(row["occupation"], 0) + 1
+            if not ambiguous:
+                genders = re.findall(r"\b(man|woman)\b", row["prompt"])
+                first = row["answers"][0].strip()
+                women.setdefault((one, other), {})[row["group"]] = (genders[0] == "woman") == (first == one)
+        assert len(set(asked.values())) == 1 and len(met) == len(OCCUPATIONS)
+        return met, women
+
+    assert all(len(others) == 1 for others in couples("test")[0].values())
+    met, women = couples("train")
+    assert all(len(others) == 12 for others in met.values())  # of 23 frames
+    # Two frames each, in which either one is the woman.
+    assert all(len(frames) == 1 or sorted(frames.values()) == [False, True] for frames in women.values())
 
 
 def test_a_liked_occupation_or_position_is_no_stereotype():
