@@ -60,7 +60,11 @@ def main() -> None:
             trainer.train()
         steered = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
         report = sweep(steered, processor, test, (0.0, 1.0, 1.5), neutral=neutral_texts("test"))
-        print(f"partners: {partners}{' (rotated)' if options.rotate else ''}\n{format_table(report)}", flush=True)
+        for name, results in report.sets.items():
+            print(
+                f"\n{partners} partners{', rotated' if options.rotate else ''}; {name}:\n{format_table(results)}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
