@@ -58,6 +58,8 @@ def test_the_table(report):
     assert all(title in everything for title in ("mass", "least KL", "KL / least", "p(right)", "above floor"))
     with pytest.raises(ValueError, match="columns='some'"):
         format_table(report.sets["test"], columns="some")
+    with pytest.raises(TypeError, match=r"report\.sets\['test'\]"):
+        format_table(report)
 
 
 def test_the_table_fits_in_100_columns_where_all_is_measured(model):

@@ -43,8 +43,12 @@ def format_table(results: list[StrengthResult], columns: str = "main") -> str:
         `str`: the table.
 
     Raises:
+        TypeError: a whole report is given.
         ValueError: `columns` is unknown.
     """
+    if isinstance(results, Report):
+        sets = ", ".join(f"report.sets[{name!r}]" for name in results.sets)
+        raise TypeError(f"format_table shows one set of a report: give {sets}.")
     if columns not in ("main", "all"):
         raise ValueError(f"columns={columns!r}: choose 'main' or 'all'.")
     measured = [kind for kind in MEASURES.values() if any(kind.name in r.measures for r in results)]
