@@ -18,22 +18,8 @@ from real_models import model_folder
 from peft_dso import DSOConfig, DSOTrainer, DSOTrainerConfig
 from peft_dso.evaluation import format_table, sweep
 from peft_dso.models import load_base
-from peft_dso.questions import coreference_questions, coreference_sentences, neutral_texts, split_occupations, subset
-
-
-def questions(split: str, occupations: list, partners: int, rotate: bool = False) -> list:
-    """Ambiguous and unambiguous rows of a split's frames."""
-    return [
-        row
-        for ambiguous in (True, False)
-        for row in coreference_questions(
-            occupations,
-            ambiguous=ambiguous,
-            partners=partners,
-            rotate=rotate,
-            sentences=coreference_sentences(split, ambiguous),
-        )
-    ]
+from peft_dso.questions import neutral_texts, split_occupations, subset
+from peft_dso.questions.coreference import both_kinds
 
 
 def main() -> None:
@@ -44,8 +30,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=70)
     options = parser.parse_args()
     trained, others = split_occupations(split_occupations()[0])
-    sets = {"occupations trained on": (trained, 1), "other occupations": (others, 2)}
-    test = {name: subset(questions("validation", *of), 160, each_kind=True) for name, of in sets.items()}
+    sets = {
+        "occupations trained on": both_kinds("validation", trained),
+        "other occupations": both_kinds("validation", others, partners=2),
+    }
+    test = {name: subset(rows, 160, each_kind=True) for name, rows in sets.items()}
     for partners in map(int, options.partners.split(",")):
         model, processor = load_base(str(model_folder(options.model)))
         with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +42,7 @@ def main() -> None:
             trainer = DSOTrainer(
                 model=model,
                 args=DSOTrainerConfig(folder, report_to=[], disable_tqdm=True, **settings),
-                train_dataset=questions("train", trained, partners, options.rotate),
+                train_dataset=both_kinds("train", trained, partners=partners, rotate=options.rotate),
                 processing_class=processor,
                 peft_config=DSOConfig(task_type="CAUSAL_LM"),
             )

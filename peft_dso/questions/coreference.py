@@ -254,16 +254,17 @@ def coreference_questions(
     return rows
 
 
-@question_set("coreference", "two people and a pronoun: who is meant?")
-def _coreference(split: str, occupations: Sequence[Occupation], chat: bool) -> list[dict[str, Any]]:
+def both_kinds(split: str, occupations: Sequence[Occupation], **options: Any) -> list[dict[str, Any]]:
+    """The ambiguous and then the unambiguous questions of a split's frames, see [`coreference_questions`]."""
     return [
         row
         for ambiguous in (True, False)
         for row in coreference_questions(
-            occupations,
-            ambiguous=ambiguous,
-            rotate=split == "train",
-            sentences=coreference_sentences(split, ambiguous),
-            chat=chat,
+            occupations, ambiguous=ambiguous, sentences=coreference_sentences(split, ambiguous), **options
         )
     ]
+
+
+@question_set("coreference", "two people and a pronoun: who is meant?")
+def _coreference(split: str, occupations: Sequence[Occupation], chat: bool) -> list[dict[str, Any]]:
+    return both_kinds(split, occupations, rotate=split == "train", chat=chat)
